@@ -53,7 +53,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Lends a path beside `path`; what stands there at the end is moved into place."""
     with translated_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f"{PARTIAL}{path.name}-", suffix=path.suffix, dir=path.parent
+        )
         os.close(handle)
         partial = Path(name)
         try:
@@ -69,12 +71,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Lends an empty folder beside `path`; it takes the place of `path` at the end."""
     with translated_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+        partial = _beside(path)
         try:
             yield partial
             partial.chmod(0o777 & ~_umask())
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+                old = _beside(path)
                 path.replace(old)
                 partial.replace(path)
                 shutil.rmtree(old, ignore_errors=True)
@@ -84,9 +86,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_partials(folder: Path) -> int:
-    """How many left-overs of killed builds were removed from the folder."""
-    found = list(folder.glob(f"{PARTIAL}*")) if folder.is_dir() else []
+def _beside(path: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
+
+
+def remove_partials(path: Path) -> int:
+    """How many left-overs of killed writers of `path` were removed.
+
+    Call it only while nobody else can be writing there.
+    """
+    found = list(path.parent.glob(f"{PARTIAL}{path.name}-*"))
     for partial in found:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -88,9 +89,9 @@ def parameters(model: Model) -> Iterator[tuple[str, Array]]:
 def set_parameter(graph: ir.Graph, name: str, array: Array) -> None:
     """Gives the initializer `name` of an editable graph another array, its type and shape too."""
     value = graph.initializers[name]
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value.const_value = tensor
-    value.shape = tensor.shape
+    value.shape = ir.Shape(array.shape)
     value.type = ir.TensorType(tensor.dtype)
 
 
@@ -98,12 +99,12 @@ def add_parameter(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """A new initializer of an editable graph. The name must be free."""
     if name in graph.initializers:
         raise KeyError(name)
-    value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+    value = ir.val(name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
     graph.register_initializer(value)
     return value
 
 
-def attribute(node: ir.Node, name: str, default: object = None) -> object:
+def attribute(node: ir.Node, name: str, default: object = None) -> Any:
     """The Python value of a node's attribute: int, float, str, tuple, array or the default."""
     found = node.attributes.get(name)
     if found is None:
@@ -123,7 +124,8 @@ def to_bytes(model: Model) -> bytes:
             {"scale": spec.scale, "mean": spec.mean, "std": spec.std}
         )
     proto: onnx.ModelProto = ir.to_proto(program)
-    return proto.SerializeToString(deterministic=True)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 def save(model: Model, path: Path) -> str:
