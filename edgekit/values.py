@@ -29,6 +29,20 @@ Figure: TypeAlias = float | Unknown
 """A number, or why there is none. Never 0, NaN or infinity for "not measured"."""
 
 
+def figure_to_json(figure: Figure) -> float | dict[str, str]:
+    """The number, or `{"unknown": reason}`."""
+    return {"unknown": figure.reason} if isinstance(figure, Unknown) else figure
+
+
+def figure_from_json(stored: object) -> Figure:
+    """What `figure_to_json` made."""
+    if isinstance(stored, Mapping):
+        return Unknown(str(stored["unknown"]))
+    if isinstance(stored, (int, float)):
+        return float(stored)
+    raise TypeError(stored)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """An input or output of a model. `shape` keeps a dynamic dimension as its name."""

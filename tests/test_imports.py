@@ -25,7 +25,6 @@ ROWS = (
     ("engines",),
     ("bench",),
     ("verify", "gate", "history", "doctor"),
-    ("cache",),
     ("pipeline",),
     ("report", "release", "fleet"),
     ("console",),

@@ -94,10 +94,10 @@ def _read(path: Path) -> onnx.ModelProto:
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for node in graph.node:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for subgraph in (attribute.g, *attribute.graphs):
+        for stored in node.attribute:
+            yield stored.t
+            yield from stored.tensors
+            for subgraph in (stored.g, *stored.graphs):
                 yield from _tensors(subgraph)
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from edgekit import files
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 # The rooms whose code decides what a step makes.
 _MAKING = (
     "values.py", "models", "data", "train", "compress", "quantize", "engines", "verify.py",
-    "pipeline.py",
+    "pipeline",
 )  # fmt: skip
 
 

@@ -1,0 +1,123 @@
+"""Channels of several tensors that can only be removed together, found from the graph alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.compress.channels.propagate import Slot, Trace, trace
+from edgekit.models.model import Model
+from edgekit.values import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A group's part in one axis of one initializer.
+
+    `indices` (units, k): the k entries along `axis` that go with each unit. `role` is "produced",
+    "consumed" or "along"; `norm` is the BatchNormalization behind a producing convolution.
+    """
+
+    parameter: str
+    axis: int
+    role: str
+    indices: Array
+    norm: ir.Node | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroup:
+    """`units` interchangeable units; removing one removes an entry or more of every member."""
+
+    name: str
+    units: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """The groups of a graph; why other channels stay; and what else holds channel counts.
+
+    `frozen` gives a reason for each initializer whose output channels stay. `group_attributes`
+    and `shape_entries` are the depthwise convolutions and the numbers in Reshape's constants that
+    must follow a cut: for each the member-like indices of ids, resolved in `followers`.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    frozen: Mapping[str, str]
+    group_attributes: Mapping[str, Array]
+    shape_entries: Mapping[tuple[str, int], Array]
+    unit_of_root: Mapping[int, tuple[int, int]]
+
+
+def find_groups(model: Model) -> Groups:
+    """The channel groups of a Model, in the order in which their channels are first made."""
+    return _resolve(trace(model.graph))
+
+
+def _resolve(found: Trace) -> Groups:
+    roots = {key: _roots(found, slot.ids) for key, slot in found.slots.items()}
+    frozen_roots: dict[int, str] = {}
+    for one, reason in found.frozen.items():
+        frozen_roots.setdefault(found.find(one), reason)
+
+    # The footprint of a class of merged channels: how many entries of which slots it has.
+    footprints: dict[int, list[tuple[tuple[str, int], int]]] = defaultdict(list)
+    for key, array in roots.items():
+        values, counts = np.unique(array, return_counts=True)
+        for root, count in zip(values.tolist(), counts.tolist(), strict=True):
+            footprints[root].append((key, count))
+    alike: dict[tuple[tuple[tuple[str, int], int], ...], list[int]] = defaultdict(list)
+    for root in sorted(footprints):
+        if root not in frozen_roots:
+            alike[tuple(footprints[root])].append(root)
+
+    groups: list[ChannelGroup] = []
+    unit_of_root: dict[int, tuple[int, int]] = {}
+    for footprint, units in alike.items():
+        produced = [key for key, _ in footprint if found.slots[key].role == "produced"]
+        if not produced:
+            continue
+        for unit, root in enumerate(units):
+            unit_of_root[root] = (len(groups), unit)
+        groups.append(
+            ChannelGroup(
+                name=produced[0][0],
+                units=len(units),
+                members=tuple(
+                    _member(found.slots[key], roots[key], units, count) for key, count in footprint
+                ),
+            )
+        )
+    frozen = {}
+    for key, slot in found.slots.items():
+        stays = {int(r) for r in np.unique(roots[key])} & frozen_roots.keys()
+        if slot.role == "produced" and stays:
+            frozen[slot.parameter] = frozen_roots[min(stays)]
+    return Groups(
+        groups=tuple(groups),
+        frozen=frozen,
+        group_attributes={
+            node.name or node.outputs[0].name or "": _roots(found, ids)
+            for node, ids in found.group_counts.items()
+        },
+        shape_entries={key: _roots(found, ids) for key, ids in found.shape_entries.items()},
+        unit_of_root=unit_of_root,
+    )
+
+
+def _roots(found: Trace, ids: Array) -> Array:
+    return np.fromiter((found.find(one) for one in ids.tolist()), np.int64, len(ids))
+
+
+def _member(slot: Slot, roots: Array, units: list[int], count: int) -> Member:
+    order = np.argsort(roots, kind="stable")
+    begins = np.searchsorted(roots[order], units)
+    indices = order[begins[:, None] + np.arange(count)[None, :]]
+    return Member(
+        parameter=slot.parameter, axis=slot.axis, role=slot.role, indices=indices, norm=slot.norm
+    )

@@ -1,0 +1,236 @@
+"""The steps of a build as cache entries: each names what it is made from and makes its folder.
+
+A step's folder holds `model.onnx` where it makes a Model, `report.json`, and what else it names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.compress import recover as recovering
+from edgekit.compress.channels import cut as cutting
+from edgekit.data.batches import Batches
+from edgekit.data.metrics import Metric
+from edgekit.engines import onnxruntime as reference_runtime
+from edgekit.models.model import Model, save
+from edgekit.models.simplify import simplify
+from edgekit.models.source import from_bytes
+from edgekit.pipeline.cache import Cache, Step, key_of, versions, write_json
+from edgekit.quantize.dialects import Dialect
+from edgekit.quantize.observe import float_activations, observe
+from edgekit.quantize.place import insert_qdq
+from edgekit.quantize.ranges import choice, load_ranges, save_ranges
+from edgekit.recipe import ChannelsSection, QuantizeSection, RecoverSection
+from edgekit.values import Array, run
+from edgekit.verify import outputs_of, to_json, verify
+
+OnFraction = Callable[[float, str], None]
+
+MODEL_FILE, REPORT_FILE, PLAN_FILE = "model.onnx", "report.json", "plan.json"
+RANGES_FILE, OUTPUTS_FILE = "ranges.npz", "outputs.npz"
+
+_OBSERVE_BATCH = 32
+_COMPARED_SAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Something that a later step reads a Model from, and the key of all that made it."""
+
+    key: str
+    load: Callable[[], Model]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A step with what its result is to later ones. `describe` says in a line what it did."""
+
+    step: Step
+    title: str
+    describe: Callable[[dict[str, object]], str]
+
+
+def made_model(cache: Cache, step: Step, name: str) -> Source:
+    """The Model that the step leaves behind, loaded when somebody wants it."""
+
+    def load() -> Model:
+        return from_bytes((cache.entry(step) / MODEL_FILE).read_bytes(), name=name)
+
+    return Source(key=step.key, load=load)
+
+
+def channels_step(
+    source: Source, options: ChannelsSection, multiple: int, on_fraction: OnFraction
+) -> Step:
+    """Removes whole channels down to the budget; `plan.json` says which were kept."""
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        on_fraction(0.0, "")
+        model, report = cutting.cut_channels(
+            source.load(), macs=options.macs, multiple=multiple, criterion=options.criterion
+        )
+        save(model, folder / MODEL_FILE)
+        (folder / PLAN_FILE).write_text(report.plan.to_json())
+        write_json(folder / REPORT_FILE, report.to_json())
+
+    key = key_of("channels", source=source.key, options=options.model_dump(), multiple=multiple)
+    return Step(name="channels", key=key, make=make)
+
+
+def recover_step(
+    student: Source, teacher: Source, batches: Batches, options: RecoverSection,
+    on_fraction: OnFraction,
+) -> Step:  # fmt: skip
+    """The original teaches the cut network on unlabelled samples; taken up again after a kill."""
+
+    def make(folder: Path, partial: Path) -> None:
+        model, report = recovering.recover(
+            student.load(), teacher.load(), batches, recovering.RecoverOptions(
+                epochs=options.epochs, learning_rate=options.learning_rate, batch=options.batch,
+                temperature=options.temperature, seed=options.seed,
+            ),
+            checkpoint=partial / "checkpoint.pt",
+            on_progress=lambda done, total, said: on_fraction(done / total, said),
+        )  # fmt: skip
+        save(model, folder / MODEL_FILE)
+        write_json(folder / REPORT_FILE, asdict(report))
+
+    key = key_of(
+        "recover", student=student.key, teacher=teacher.key, data=batches.digest,
+        options=options.model_dump(), versions=versions(["torch"]),
+    )  # fmt: skip
+    return Step(name="recover", key=key, make=make)
+
+
+def simplify_step(source: Source, batches: Batches, on_fraction: OnFraction) -> Step:
+    """Folds BatchNormalization and runs onnxsim, comparing outputs on a few real samples."""
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        on_fraction(0.0, "")
+        feeds = next(iter(batches.take(_COMPARED_SAMPLES))).inputs
+
+        def outputs(model: Model) -> dict[str, Array]:
+            with reference_runtime.open_model(model) as session:
+                return run(session, feeds)
+
+        model, report = simplify(source.load(), run=outputs)
+        save(model, folder / MODEL_FILE)
+        write_json(folder / REPORT_FILE, asdict(report))
+
+    key = key_of(
+        "simplify", source=source.key, data=batches.digest,
+        versions=versions(["onnxsim", "onnxruntime"]),
+    )  # fmt: skip
+    return Step(name="simplify", key=key, make=make)
+
+
+def observe_step(
+    source: Source, batches: Batches, samples: int | None, on_fraction: OnFraction
+) -> Step:
+    """Learns the range of every activation from unlabelled samples."""
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        model = source.load()
+        chosen = (batches.take(samples) if samples else batches).with_batch_size(_OBSERVE_BATCH)
+        ranges = observe(
+            model, float_activations(model), chosen, reference_runtime.open_model,
+            on_batch=lambda done: on_fraction(done / chosen.count, f"{done} samples"),
+        )  # fmt: skip
+        save_ranges(ranges, folder / RANGES_FILE)
+        write_json(
+            folder / REPORT_FILE, {"samples": ranges.samples, "tensors": len(ranges.tensors)}
+        )
+
+    key = key_of(
+        "observe", source=source.key, data=batches.digest, samples=samples,
+        versions=versions(["onnxruntime"]),
+    )  # fmt: skip
+    return Step(name="observe", key=key, make=make)
+
+
+def quantize_step(
+    source: Source, ranges: tuple[Cache, Step], dialect: Dialect, options: QuantizeSection
+) -> Step:
+    """Writes Q/DQ in a dialect from ranges that were observed once."""
+    cache, observed = ranges
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        model, report = insert_qdq(
+            source.load(),
+            load_ranges(cache.entry(observed) / RANGES_FILE),
+            dialect,
+            choice(options.ranges, percent=options.percentile),
+        )
+        save(model, folder / MODEL_FILE)
+        write_json(folder / REPORT_FILE, {**asdict(report), "said": str(report)})
+
+    key = key_of(
+        "quantize", source=source.key, ranges=observed.key, dialect=repr(dialect),
+        how=[options.ranges, options.percentile],
+    )  # fmt: skip
+    return Step(name="quantize", key=key, make=make)
+
+
+def outputs_step(
+    source: Source, batches: Batches, on_fraction: OnFraction, *, emulated: bool
+) -> Step:
+    """The outputs on the evaluation samples: through ONNX Runtime's kernels, or emulated.
+
+    Emulated means graph optimisation off: Q/DQ in floating point, the quality of the quantization
+    itself.
+    """
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        with reference_runtime.open_model(source.load(), optimise=not emulated) as session:
+            found, _ = outputs_of(
+                session, batches, lambda done: on_fraction(done / batches.count, "")
+            )
+        with (folder / OUTPUTS_FILE).open("wb") as stream:
+            np.savez(stream, **found)  # type: ignore[arg-type]
+
+    key = key_of(
+        "outputs", source=source.key, data=batches.digest, emulated=emulated,
+        versions=versions(["onnxruntime"]),
+    )  # fmt: skip
+    return Step(name="outputs", key=key, make=make)
+
+
+def verify_step(
+    cache: Cache, reference: Step, candidate: Step, batches: Batches, metric: Metric
+) -> Step:
+    """Compares stored outputs with the original's, by the recipe's metric."""
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        report = verify(
+            load_outputs(cache, reference), load_outputs(cache, candidate), batches.labels, metric
+        )
+        write_json(folder / REPORT_FILE, to_json(report))
+
+    key = key_of(
+        "verify", reference=reference.key, candidate=candidate.key, data=batches.digest,
+        metric=metric.digest,
+    )  # fmt: skip
+    return Step(name="verify", key=key, make=make)
+
+
+def load_outputs(cache: Cache, step: Step) -> dict[str, Array]:
+    """The arrays that an outputs step stored."""
+    with np.load(cache.entry(step) / OUTPUTS_FILE, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def report_of(cache: Cache, step: Step) -> dict[str, object]:
+    """The report that a step left."""
+    found: dict[str, object] = json.loads((cache.entry(step) / REPORT_FILE).read_text())
+    return found

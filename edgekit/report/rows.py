@@ -1,0 +1,132 @@
+"""Numbers as a person reads them, and the rows of each table: strings only, no drawing."""
+
+from __future__ import annotations
+
+from edgekit.pipeline.result import Facts, TargetResult
+from edgekit.values import Check, Figure, Unknown, Verdict
+
+Row = tuple[str, str, str, str]
+
+_PERCENT_METRICS = frozenset({"top1"})
+_LIMIT_UNITS = {
+    "min_fps": "FPS", "max_p99_ms": "ms", "max_memory_mb": "MB", "max_size_mb": "MB",
+    "min_speedup": "x", "min_sqnr_db": "dB",
+}  # fmt: skip
+
+
+def quantity(value: Figure, scale: float = 1.0, digits: int = 1, unit: str = "") -> str:
+    """The number over `scale` with its unit; for an unknown one the reason."""
+    if isinstance(value, Unknown):
+        return value.reason
+    return f"{value / scale:,.{digits}f}{' ' + unit if unit else ''}"
+
+
+def count(value: Figure) -> str:
+    """A number of things, with M or G where it is large."""
+    if isinstance(value, Unknown):
+        return value.reason
+    for scale, letter in ((1e9, "G"), (1e6, "M")):
+        if value >= scale:
+            return f"{value / scale:.2f} {letter}"
+    return f"{value:,.0f}"
+
+
+def size(value: Figure) -> str:
+    """Bytes, in kB or MB of a thousand."""
+    if isinstance(value, Unknown):
+        return value.reason
+    return f"{value / 1e6:,.2f} MB" if value >= 1e6 else f"{value / 1e3:,.0f} kB"
+
+
+def metric(value: Figure, name: str) -> str:
+    """An accuracy as a percentage, another metric as it is."""
+    if isinstance(value, Unknown):
+        return value.reason
+    return f"{100 * value:.2f}%" if name in _PERCENT_METRICS else f"{value:.4g}"
+
+
+def ratio(before: Figure, after: Figure, *, more_is_better: bool = False) -> str:
+    """How many times smaller, or faster, `after` is; empty where one of them is unknown."""
+    if isinstance(before, Unknown) or isinstance(after, Unknown) or not before or not after:
+        return ""
+    if more_is_better:
+        return f"{after / before:.2f}x"
+    return f"{after / before:.3f} of it"
+
+
+def difference(before: Figure, after: Figure, name: str) -> str:
+    """The metric's change: in points for an accuracy."""
+    if isinstance(before, Unknown) or isinstance(after, Unknown):
+        return ""
+    change = after - before
+    return f"{100 * change:+.2f} points" if name in _PERCENT_METRICS else f"{change:+.4g}"
+
+
+def comparison(result: TargetResult) -> list[Row]:
+    """What, before, after, change: one row a figure."""
+    before, after, name = result.before, result.after, result.metric_name
+    label = "accuracy (top-1)" if name == "top1" else name
+    memory = f"memory ({after.memory_is})"
+    return [
+        (
+            label, metric(before.metric, name), metric(after.metric, name),
+            difference(before.metric, after.metric, name),
+        ),
+        ("MACs", count(before.macs), count(after.macs), ratio(before.macs, after.macs)),
+        (
+            "parameters", count(before.parameters), count(after.parameters),
+            ratio(before.parameters, after.parameters),
+        ),
+        (
+            "file size", size(before.file_bytes), size(after.file_bytes),
+            ratio(before.file_bytes, after.file_bytes),
+        ),
+        (
+            "FPS", quantity(before.fps), quantity(after.fps),
+            ratio(before.fps, after.fps, more_is_better=True),
+        ),
+        (
+            "p99 latency", quantity(before.p99_ms, digits=3, unit="ms"),
+            quantity(after.p99_ms, digits=3, unit="ms"), ratio(before.p99_ms, after.p99_ms),
+        ),
+        (
+            memory, size(before.memory_bytes), size(after.memory_bytes),
+            ratio(before.memory_bytes, after.memory_bytes),
+        ),
+    ]  # fmt: skip
+
+
+def arm_row(arm: Facts, name: str) -> tuple[str, ...]:
+    """One measured candidate: what, metric, size, FPS, p50, p99, memory."""
+    return (
+        arm.what, metric(arm.metric, name), size(arm.file_bytes), quantity(arm.fps),
+        quantity(arm.p50_ms, digits=3, unit="ms"), quantity(arm.p99_ms, digits=3, unit="ms"),
+        size(arm.memory_bytes),
+    )  # fmt: skip
+
+
+def check_row(check: Check) -> tuple[str, ...]:
+    """One line of a verdict: name, limit, value, interval, verdict, because."""
+    unit = _LIMIT_UNITS.get(check.name, "")
+    interval = "" if check.interval is None else "{:,.4g} to {:,.4g}".format(*check.interval)
+    value = check.value.reason if isinstance(check.value, Unknown) else f"{check.value:,.4g}"
+    limit = f"{check.limit:g} {unit}".rstrip()
+    return check.name, limit, value, interval, check.verdict.value, check.because
+
+
+def age(seconds: Figure) -> str:
+    """How long ago, in the largest unit that fits."""
+    if isinstance(seconds, Unknown):
+        return seconds.reason
+    for length, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= length:
+            whole = int(seconds // length)
+            return f"{whole} {unit}{'s' if whole > 1 else ''} ago"
+    return "just now" if seconds < 5 else f"{int(seconds)} seconds ago"
+
+
+def verdict_sentence(result: TargetResult) -> str:
+    """The verdict in a line."""
+    if result.verdict is Verdict.PENDING:
+        return "pending: not measured here"
+    return result.verdict.value
