@@ -79,6 +79,11 @@ def constant_of(value: ir.Value | None) -> Array | None:
     return None if tensor is None else tensor.numpy()
 
 
+def static_shape(value: ir.Value) -> tuple[int, ...]:
+    """The sizes of a value all of whose dimensions are numbers, as an initializer's are."""
+    return tuple(int(str(size)) for size in value.shape or ())
+
+
 def parameters(model: Model) -> Iterator[tuple[str, Array]]:
     """Every floating-point initializer by name: what training may change."""
     for name, value in model.graph.initializers.items():

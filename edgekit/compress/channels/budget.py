@@ -12,7 +12,7 @@ import numpy as np
 from edgekit.compress.channels.groups import ChannelGroup
 from edgekit.errors import InputError
 from edgekit.models.cost import elements, node_costs
-from edgekit.models.model import Model
+from edgekit.models.model import Model, static_shape
 from edgekit.values import Array
 
 NARROW_MULTIPLE = 8
@@ -51,11 +51,11 @@ def macs_model(model: Model) -> MacsModel:
         if not cost.macs:
             continue
         weight = node.inputs[1]
-        if weight is None or not weight.is_initializer() or weight.shape is None:
+        if weight is None or not weight.is_initializer():
             fixed += cost.macs
             continue
         name = weight.name or ""
-        shapes[name] = tuple(int(size) for size in weight.shape)
+        shapes[name] = static_shape(weight)
         positions[name] += cost.macs / elements(weight, 1)
     return MacsModel(positions=positions, shapes=shapes, fixed=fixed)
 
@@ -149,6 +149,4 @@ def choose_kept(
 
 
 def _length(model: Model, parameter: str, axis: int) -> int:
-    shape = model.graph.initializers[parameter].shape
-    assert shape is not None
-    return int(shape[axis])
+    return static_shape(model.graph.initializers[parameter])[axis]

@@ -18,6 +18,7 @@ from edgekit.models.model import (
     constant_of,
     editable,
     set_parameter,
+    static_shape,
 )
 from edgekit.values import Array
 
@@ -34,9 +35,8 @@ def plan_of(model: Model, groups: Groups, kept: Sequence[Array]) -> Plan:
             removed.setdefault((member.parameter, member.axis), []).append(entries)
     plan: dict[tuple[str, int], Array] = {}
     for (name, axis), entries in removed.items():
-        shape = model.graph.initializers[name].shape
-        assert shape is not None
-        plan[name, axis] = np.setdiff1d(np.arange(int(shape[axis])), np.concatenate(entries))
+        length = static_shape(model.graph.initializers[name])[axis]
+        plan[name, axis] = np.setdiff1d(np.arange(length), np.concatenate(entries))
     return Plan(kept=plan)
 
 
@@ -86,7 +86,9 @@ def _infer_again(program: ir.Model) -> ir.Model:
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise InternalError("the cut graph's shapes contradict each other", got=str(error)) from error
+        raise InternalError(
+            "the cut graph's shapes contradict each other", got=str(error)
+        ) from error
     return ir.from_proto(inferred)
 
 
@@ -99,10 +101,10 @@ def _check(before: Model, after: Model) -> None:
         if node.op_type != "Conv":
             continue
         source, kernel = node.inputs[0], node.inputs[1]
-        if source is None or source.shape is None or kernel is None or kernel.shape is None:
+        if source is None or source.shape is None or kernel is None:
             continue
         channels = source.shape[1]
-        wanted = int(kernel.shape[1]) * int(attribute(node, "group", 1))
+        wanted = static_shape(kernel)[1] * int(attribute(node, "group", 1))
         if isinstance(channels, int) and channels != wanted:
             raise InternalError(
                 "the cut left a convolution with the wrong number of channels",
