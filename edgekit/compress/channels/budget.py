@@ -93,6 +93,9 @@ def choose_kept(
         for group in groups
         for member in group.members
     }
+    # A unit's loss counts once for each weight that makes it or reads it: taking a channel out of a
+    # residual stream hurts every layer on the stream.
+    weights = [sum(m.role != "along" for m in group.members) for group in groups]
     touched = [sorted({m.parameter for m in g.members} & cost.positions.keys()) for g in groups]
 
     def narrowed(index: int, rung: int) -> dict[tuple[str, int], int]:
@@ -109,7 +112,7 @@ def choose_kept(
 
     def lost(index: int, rung: int) -> float:
         upper, lower = ladders[index][rung - 1], ladders[index][rung]
-        return float(scores[index][order[index][lower:upper]].sum())
+        return weights[index] * float(scores[index][order[index][lower:upper]].sum())
 
     def move(index: int, rung: int) -> float:
         saved = change(index, rung)

@@ -2,7 +2,7 @@
 
 A builder takes the `Op` once, reads its attributes and constants, and returns the function that is
 called at each forward pass with the node's inputs (None for an absent one). A new operator is one
-builder in one of the modules here, in its `BUILDERS`.
+builder in one of the modules here, named in its `BUILDERS`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from edgekit.values import Array
 
 @dataclass
 class Mode:
-    """Whether the module is in training: one object that all functions of a module share."""
+    """How a module runs: one object that all functions of a module share.
+
+    `observing`: BatchNormalization's running statistics become those of the one batch.
+    """
 
     training: bool = False
+    observing: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Op:
         """The constant at that input, None where it is absent or computed."""
         return self.constants[index] if index < len(self.constants) else None
 
+    def computed(self, index: int) -> bool:
+        """Whether that input is there and its value is known only when the module runs."""
+        given = index < len(self.node.inputs) and self.node.inputs[index] is not None
+        return given and self.constant(index) is None
+
     def axes(self, index: int = 1) -> list[int] | None:
         """The axes from the attribute (older opsets) or from the constant input."""
         given = self.get("axes")
@@ -52,6 +61,9 @@ class Op:
 
 Function = Callable[..., Any]
 Builder = Callable[[Op], Function]
+
+# Operators whose function returns a tuple, one tensor for each output of the node.
+SEVERAL_OUTPUTS = ("Split",)
 
 
 def builders() -> Mapping[str, Builder]:

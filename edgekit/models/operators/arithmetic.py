@@ -42,15 +42,16 @@ def gelu(op: Op) -> Function:
 
 
 def clip(op: Op) -> Function:
-    """ONNX Clip: bounds as attributes (before opset 11) or as inputs."""
-    low, high = op.get("min"), op.get("max")
-    if low is not None or high is not None:
-        return lambda x: torch.clamp(x, low, high)
-
-    def function(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-        return x if low is None and high is None else torch.clamp(x, low, high)
-
-    return function
+    """ONNX Clip: bounds as attributes (before opset 11) or as inputs, either may be absent."""
+    if op.computed(1) or op.computed(2):
+        return lambda x, low=None, high=None: torch.clamp(x, low, high)
+    if op.opset < 11:
+        low, high = op.get("min"), op.get("max")
+    else:
+        low, high = (None if (c := op.constant(i)) is None else c.item() for i in (1, 2))
+    if low is None and high is None:
+        return lambda x, *_: x
+    return lambda x, *_: torch.clamp(x, low, high)
 
 
 def softmax(op: Op) -> Function:
@@ -87,7 +88,7 @@ def gemm(op: Op) -> Function:
 def reduction(op: Op) -> Function:
     """ONNX ReduceMean, ReduceSum, ReduceMax, ReduceMin over given axes or over all."""
     axes, keep = op.axes(), bool(op.get("keepdims", 1))
-    if axes is None and len(op.node.inputs) > 1 and op.node.inputs[1] is not None:
+    if axes is None and op.computed(1):
         raise InputError("an operator reduces over computed axes", where=op.node.name or "")
     if not axes and op.get("noop_with_empty_axes", 0):
         return lambda x, *_: x
@@ -128,6 +129,7 @@ def _divide(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """ONNX PRelu: the slope spreads over x from the right, as in arithmetic."""
     return torch.where(x < 0, x * slope, x)
 
 

@@ -80,11 +80,17 @@ def batch_normalization(op: Op) -> Function:
     running = running * momentum + batch * (1 - momentum). torch takes the unbiased variance of
     the batch for the running one, where ONNX takes the population's.
     """
+    if op.get("training_mode", 0):
+        raise InputError(
+            "this BatchNormalization was exported in training mode", where=op.node.name or "",
+            hint="Call model.eval() before the export.",
+        )  # fmt: skip
     epsilon, momentum = float(op.get("epsilon", 1e-5)), 1 - float(op.get("momentum", 0.9))
     mode = op.mode
 
     def function(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        return functional.batch_norm(x, mean, var, scale, bias, mode.training, momentum, epsilon)
+        follow = 1.0 if mode.observing else momentum
+        return functional.batch_norm(x, mean, var, scale, bias, mode.training, follow, epsilon)
 
     return function
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from edgekit.errors import InputError
+from edgekit.models.model import constant_of
 from edgekit.models.operators import Builder, Function, Op
 
 _TYPES = {
@@ -28,7 +30,7 @@ def flatten(op: Op) -> Function:
     axis = int(op.get("axis", 1))
 
     def function(x: Tensor) -> Tensor:
-        split = axis % (x.ndim + 1) if axis < 0 else axis
+        split = axis + x.ndim if axis < 0 else axis
         rows = 1
         for size in x.shape[:split]:
             rows *= size
@@ -89,8 +91,8 @@ def pad(op: Op) -> Function:
     """ONNX Pad with constant pads: constant, reflect or edge."""
     given = op.constant(1)
     pads = op.get("pads") if given is None else given.reshape(-1).tolist()
-    if pads is None or (len(op.node.inputs) > 3 and op.node.inputs[3] is not None):
-        raise InputError("a Pad has computed pads or axes", where=op.node.name or "")
+    if pads is None or op.computed(2) or (len(op.node.inputs) > 3 and op.node.inputs[3]):
+        raise InputError("a Pad has computed pads or a list of axes", where=op.node.name or "")
     rank = len(pads) // 2
     sides = [int(p) for axis in reversed(range(rank)) for p in (pads[axis], pads[axis + rank])]
     mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}[
@@ -170,6 +172,21 @@ def cast(op: Op) -> Function:
     return lambda x: x.to(target)
 
 
+def cast_like(op: Op) -> Function:
+    """ONNX CastLike."""
+    del op
+    return lambda x, like: x.to(like.dtype)
+
+
+def constant(op: Op) -> Function:
+    """ONNX Constant, for a graph that was not cleaned."""
+    array = constant_of(op.node.outputs[0])
+    if array is None:
+        raise InputError("a Constant is no tensor", where=op.node.name or "")
+    tensor = torch.from_numpy(np.array(array))
+    return lambda: tensor
+
+
 def expand(op: Op) -> Function:
     """ONNX Expand: two-way broadcasting."""
 
@@ -214,6 +231,8 @@ BUILDERS: Mapping[str, Builder] = {
     "Slice": slice_,
     "Split": split,
     "Cast": cast,
+    "CastLike": cast_like,
+    "Constant": constant,
     "Expand": expand,
     "DepthToSpace": depth_to_space,
     "Identity": identity,
