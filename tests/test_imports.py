@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgekit"
 # import one another.
 ROWS = (
     ("errors",),
-    ("files",),
+    ("files", "documents"),
     ("values",),
     ("targets", "recipe"),
     ("models", "data"),

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from edgekit import files
 from edgekit.data.batches import Batches
-from edgekit.errors import InputError
+from edgekit.errors import InputError, MissingPackageError
 from edgekit.models.model import Model, to_bytes
-from edgekit.models.torch_module import GraphModule, torch_module, write_back
-from edgekit.train.fit import FitOptions, fit
-from edgekit.train.losses import imitation
 from edgekit.values import Array
 
-_TEACHER_BATCH = 100
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from edgekit.models.torch_module import GraphModule
+
+OnProgress = Callable[[int, int, str], None]
+# The teacher's outputs for samples by index, of which some are shown as in a mirror.
+Answers = Callable[[Array, Array], "list[Tensor]"]
+
+_ASKED_AT_ONCE = 100
+_KEPT_ANSWERS_BYTES = 256 << 20
 _STATISTICS_BATCHES = 16
+_JUDGED_SAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverOptions:
-    """How long and how. `mirror` also shows each image (n, c, h, w) flipped from left to right."""
+    """How long and how. `mirror` also shows images (n, c, h, w) flipped from left to right."""
 
     epochs: int = 6
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     batch: int = 64
     temperature: float = 4.0
     mirror: bool = True
@@ -37,18 +45,24 @@ class RecoverOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverReport:
-    """The mean loss before and after each epoch, over how many samples."""
+    """How far the student was from the teacher before and after, and the mean loss of each epoch.
+
+    `before` (with BatchNormalization's statistics estimated anew already) and `after` are the loss
+    in eval mode on evenly spaced samples. `resumed_after` counts the epochs of an earlier run.
+    """
 
     samples: int
     epochs: int
+    before: float
+    after: float
     losses: tuple[float, ...]
     resumed_after: int
 
     def __str__(self) -> str:
-        begin = f", resumed after epoch {self.resumed_after}" if self.resumed_after else ""
+        resumed = f", resumed after epoch {self.resumed_after}" if self.resumed_after else ""
         return (
-            f"{self.epochs} epochs on {self.samples} samples, loss {self.losses[0]:.3f} to "
-            f"{self.losses[-1]:.3f}{begin}"
+            f"{self.epochs} epochs on {self.samples} samples, loss {self.before:.3f} to "
+            f"{self.after:.3f}{resumed}"
         )
 
 
@@ -59,108 +73,178 @@ def recover(
     options: RecoverOptions,
     *,
     checkpoint: Path | None = None,
-    on_progress: Callable[[int, int, str], None] = lambda done, total, said: None,
+    on_progress: OnProgress = lambda done, total, said: None,
 ) -> tuple[Model, RecoverReport]:
     """The student with new weights under their old names, after it has imitated the teacher.
 
-    BatchNormalization's statistics are first estimated anew, since a cut moves them. The teacher's
-    outputs are computed once. Labels are never read. Raises InputError as `torch_module` and `fit`
-    do, and where the two Models do not have the same inputs and outputs.
+    BatchNormalization's statistics are first estimated anew, since a cut moves them, and once more
+    at the end. The teacher answers once for each sample (and once for its mirror image), or again
+    at every step where its answers are too large to keep. Labels are never read. What `checkpoint`
+    is for, `train.fit.fit` says.
+
+    Raises InputError as `torch_module` and `fit` do, and where the two Models do not have the same
+    inputs and outputs; MissingPackageError without torch.
     """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackageError(
+            "recovery trains the cut network, which needs torch", where="compress.recover",
+            hint="pip install 'edgekit[compress]'",
+        ) from error  # fmt: skip
+    from edgekit.models.torch_module import torch_module, write_back
+    from edgekit.train.fit import Checkpoint, FitOptions, fit
+    from edgekit.train.losses import imitation
+
     if (student.inputs, student.outputs) != (teacher.inputs, teacher.outputs):
         raise InputError(
-            "the teacher does not have the student's inputs and outputs", where="compress.recover"
-        )
-    module = torch_module(student)
+            "the teacher does not have the student's inputs and outputs", where="compress.recover",
+            got=", ".join(map(str, (*teacher.inputs, *teacher.outputs))),
+            wanted=", ".join(map(str, (*student.inputs, *student.outputs))),
+        )  # fmt: skip
     names = [spec.name for spec in student.inputs]
-    inputs = [_stacked(batches, name) for name in names]
-    mirror = options.mirror and all(x.ndim == 4 for x in inputs)
-    taught = _teach(torch_module(teacher), inputs, mirror=mirror, on_progress=on_progress)
+    mirror = options.mirror and all(len(spec.shape) == 4 for spec in student.inputs)
+    module = torch_module(student)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _estimate_statistics(module, inputs, options.batch)
+    answers = _answers(torch_module(teacher), batches, names, mirror, on_progress)
 
-    def loss(module: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        flipped = mirror and bool(torch.rand((), generator=generator) < 0.5)
-        shown = [_shown(x[chosen], flipped=flipped) for x in inputs]
-        outputs = module(*shown)
-        terms = [
-            imitation(found, target[int(flipped)][chosen], options.temperature)
-            for found, target in zip(outputs, taught, strict=True)
-        ]
-        return torch.stack(terms).mean()
+    def imitate(module: nn.Module, chosen: Array, mirrored: Array) -> Tensor:
+        outputs = module(*_show(batches, names, chosen, mirrored))
+        asked = zip(outputs, answers(chosen, mirrored), strict=True)
+        return torch.stack([imitation(z, v, options.temperature) for z, v in asked]).mean()
 
-    fingerprint = files.digest_bytes(
-        repr((asdict(options), batches.digest)).encode() + to_bytes(student) + to_bytes(teacher)
-    )
+    def loss(module: nn.Module, indices: Tensor, generator: torch.Generator) -> Tensor:
+        flips = torch.rand(len(indices), generator=generator) < (0.5 if mirror else 0.0)
+        return imitate(module, indices.numpy(), flips.numpy())
+
+    def judge() -> float:
+        chosen = _spaced(batches.count, _JUDGED_SAMPLES)
+        with torch.no_grad():
+            parts = [
+                imitate(module, part, np.zeros(len(part), bool)).item() * len(part)
+                for part in _split(chosen)
+            ]
+        return sum(parts) / len(chosen)
+
+    kept = None
+    if checkpoint is not None:
+        fingerprint = _fingerprint(student, teacher, batches, options)
+        kept = Checkpoint(path=checkpoint, fingerprint=fingerprint)
+    _estimate_statistics(module, batches, names, options.batch)
+    before = judge()
     report = fit(
-        module,
-        batches.count,
-        loss,
+        module, batches.count, loss,
         FitOptions(
-            epochs=options.epochs,
-            learning_rate=options.learning_rate,
-            batch=options.batch,
+            epochs=options.epochs, learning_rate=options.learning_rate, batch=options.batch,
             seed=options.seed,
         ),
-        checkpoint=checkpoint,
-        fingerprint=fingerprint,
+        checkpoint=kept,
         on_step=on_progress,
-    )
-    _estimate_statistics(module, inputs, options.batch)
+    )  # fmt: skip
+    _estimate_statistics(module, batches, names, options.batch)
     return write_back(module, student, "recover"), RecoverReport(
         samples=batches.count,
         epochs=options.epochs,
+        before=before,
+        after=judge(),
         losses=report.losses,
         resumed_after=report.resumed_after,
     )
 
 
-def _stacked(batches: Batches, name: str) -> Tensor:
-    parts: list[Array] = [np.asarray(batch.inputs[name]) for batch in batches]
-    return torch.from_numpy(np.concatenate(parts))
+def _fingerprint(student: Model, teacher: Model, batches: Batches, options: RecoverOptions) -> str:
+    parts = (to_bytes(student), to_bytes(teacher), repr((options, batches.digest)).encode())
+    return files.digest_bytes("".join(map(files.digest_bytes, parts)).encode())
 
 
-def _shown(x: Tensor, *, flipped: bool) -> Tensor:
-    if flipped:
-        x = x.flip(3)
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+def _spaced(count: int, most: int) -> Array:
+    found: Array = np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+    return found
 
 
-@torch.no_grad()
-def _teach(
+def _split(chosen: Array) -> list[Array]:
+    return np.array_split(chosen, -(-len(chosen) // _ASKED_AT_ONCE))
+
+
+def _show(batches: Batches, names: Sequence[str], chosen: Array, mirrored: Array) -> list[Tensor]:
+    """The inputs of these samples; of images, the mirrored ones flipped; channels last."""
+    import torch
+
+    feeds = batches.pick(chosen).inputs
+    shown = []
+    for name in names:
+        x = torch.from_numpy(np.ascontiguousarray(feeds[name]))
+        if mirrored.any():
+            x = torch.where(torch.from_numpy(mirrored).reshape(-1, 1, 1, 1), x.flip(3), x)
+        shown.append(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+    return shown
+
+
+def _answers(
     teacher: GraphModule,
-    inputs: list[Tensor],
-    *,
+    batches: Batches,
+    names: Sequence[str],
     mirror: bool,
-    on_progress: Callable[[int, int, str], None],
-) -> list[tuple[Tensor, ...]]:
-    """For each output the teacher's values on all samples, and on their mirror images."""
+    on_progress: OnProgress,
+) -> Answers:
+    """The teacher's Answers: looked up, where all of them together can be kept."""
+    import torch
+
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    versions = []
-    for flipped in (False, True) if mirror else (False,):
-        found: list[list[Tensor]] = [[] for _ in teacher.output_names]
-        for begin in range(0, len(inputs[0]), _TEACHER_BATCH):
-            part = [_shown(x[begin : begin + _TEACHER_BATCH], flipped=flipped) for x in inputs]
-            for kept, output in zip(found, teacher(*part), strict=True):
-                kept.append(output)
-            on_progress(0, 1, "the original's answers")
-        versions.append([torch.cat(parts) for parts in found])
-    return [tuple(version[i] for version in versions) for i in range(len(teacher.output_names))]
+
+    def ask(chosen: Array, mirrored: Array) -> list[Tensor]:
+        with torch.no_grad():
+            return list(teacher(*_show(batches, names, chosen, mirrored)))
+
+    sides = (False, True) if mirror else (False,)
+    parts = _split(np.arange(batches.count))
+    found = ask(parts[0], np.zeros(len(parts[0]), bool))
+    _check_rows(found, teacher.output_names, len(parts[0]))
+    sample_bytes = sum(output.nbytes for output in found) / len(parts[0])
+    if sample_bytes * batches.count * len(sides) > _KEPT_ANSWERS_BYTES:
+        return ask
+    kept: list[list[Tensor]] = []
+    for side in sides:
+        asked = []
+        for part in parts:
+            asked.append(ask(part, np.full(len(part), side)))
+            on_progress(0, 1, f"the original's answers, {part[-1] + 1} of {batches.count}")
+        kept.append([torch.cat(pieces) for pieces in zip(*asked, strict=True)])
+    stacked = [torch.stack(both) for both in zip(*kept, strict=True)]
+
+    def look_up(chosen: Array, mirrored: Array) -> list[Tensor]:
+        sides, rows = torch.from_numpy(mirrored.astype(np.int64)), torch.from_numpy(chosen)
+        return [output[sides, rows] for output in stacked]
+
+    return look_up
 
 
-@torch.no_grad()
-def _estimate_statistics(module: GraphModule, inputs: list[Tensor], batch: int) -> None:
-    """Running means and variances as the plain mean over some batches, evenly spaced."""
+def _check_rows(outputs: Sequence[Tensor], names: Sequence[str], samples: int) -> None:
+    for name, output in zip(names, outputs, strict=True):
+        if not output.ndim or len(output) != samples:
+            raise InputError(
+                f'the first axis of the output "{name}" is not the samples',
+                where="compress.recover", got=f"shape {tuple(output.shape)} for {samples} samples",
+                hint="Leave [compress.recover] out of the recipe.",
+            )  # fmt: skip
+
+
+def _estimate_statistics(
+    module: GraphModule, batches: Batches, names: Sequence[str], batch: int
+) -> None:
+    """Makes running means and variances the plain mean of those of some evenly spaced batches."""
+    import torch
+
     norms = module.statistics_by_name()
     if not norms:
         return
-    count = len(inputs[0])
-    size = min(count, max(batch, 100))
-    starts = np.linspace(0, count - size, min(_STATISTICS_BATCHES, max(1, count // size)))
+    size = min(batches.count, max(batch, _ASKED_AT_ONCE))
+    parts = np.array_split(_spaced(batches.count, _STATISTICS_BATCHES * size),
+                           max(1, min(_STATISTICS_BATCHES, batches.count // size)))  # fmt: skip
     sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in norms.items()}
-    for start in starts.astype(int):
-        module.observe_statistics(*[_shown(x[start : start + size], flipped=False) for x in inputs])
+    for part in parts:
+        module.observe_statistics(*_show(batches, names, part, np.zeros(len(part), bool)))
         for name, tensor in norms.items():
             sums[name] += tensor
     for name, tensor in norms.items():
-        tensor.copy_(sums[name] / len(starts))
+        tensor.copy_(sums[name] / len(parts))

@@ -1,29 +1,32 @@
-"""The order of the steps: from a recipe to engines, numbers and verdicts for each target."""
+"""The order of the steps: from a recipe to engines, numbers and a verdict for each target."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit import files
-from edgekit.data.batches import Batches, load_batches, refuse_shared_samples
-from edgekit.data.metrics import Metric, load_metric
-from edgekit.engines import onnxruntime as cpu
+from edgekit.data.batches import load_batches, refuse_shared_samples
+from edgekit.data.metrics import load_metric
+from edgekit.engines import machine
 from edgekit.errors import InputError
-from edgekit.models.model import Model, digest
+from edgekit.models.model import Model, to_bytes
 from edgekit.models.source import load
 from edgekit.pipeline import steps
-from edgekit.pipeline.cache import Cache, Step, key_of, write_json
-from edgekit.pipeline.device import Candidate, Context, finish_target
-from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent, StepRecord, TargetResult
+from edgekit.pipeline.cache import Cache, key_of, write_json
+from edgekit.pipeline.device import Chain, Project, finish_target, wanted_precisions
+from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent
+from edgekit.pipeline.steps import Source
+from edgekit.pipeline.workshop import Workshop
 from edgekit.quantize.dialects import dialect_named
 from edgekit.recipe import Recipe, for_target, load_recipe, resolved
-from edgekit.targets import Target, preferred_multiple, resolve_target
+from edgekit.targets import ResolvedTarget, Target, preferred_multiple, resolve_target
 
 DEFAULT_MULTIPLE = 8
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """What a build would do: the recipe with its defaults, and each step, made or not."""
+    """What a build would do: the recipe with its defaults, and each step, made already or not."""
 
     recipe: Mapping[str, object]
     steps: tuple[tuple[str, str, bool], ...]
@@ -55,3 +58,181 @@ class BuildPlan:
             ],
             "notes": list(self.notes),
         }
+
+
+def build(request: BuildRequest, *, on_event: OnEvent) -> BuildResult:
+    """Makes everything that the request asks for, and reports on it.
+
+    What is cached is not made again; a build that was killed goes on where it was. Raises
+    EdgekitError for bad input, a target's refusal, a missing package or a full disk.
+    """
+    begun = time.monotonic()
+    project, targets, recipe = _project(request)
+    with _alone(project.place, on_event):
+        workshop = Workshop(cache=project.cache, on_event=on_event)
+        results = []
+        for chain, target in _chains(workshop, project, targets, recipe):
+            result = finish_target(workshop, project, chain, target, rebench=request.rebench)
+            if result is not None:
+                results.append(result)
+        summary = project.place / SUMMARY_FILE
+        built = BuildResult(
+            model=project.model.name,
+            targets=tuple(results),
+            steps=tuple(workshop.records),
+            seconds=time.monotonic() - begun,
+            summary=str(summary),
+            strict=request.strict,
+        )
+        write_json(summary, built.to_json())
+    return built
+
+
+def plan(request: BuildRequest) -> BuildPlan:
+    """What `build` would do. Nothing is made or written. Raises as `build` does for bad input."""
+    project, targets, recipe = _project(request)
+    workshop = Workshop(cache=project.cache, on_event=lambda event: None, listing=True)
+    for chain, target in _chains(workshop, project, targets, recipe):
+        finish_target(workshop, project, chain, target, rebench=request.rebench)
+    return BuildPlan(
+        recipe=resolved(recipe),
+        steps=tuple((r.step, r.target, r.cached) for r in workshop.records),
+        notes=tuple(target.note for target in targets if target.note),
+    )
+
+
+def _project(request: BuildRequest) -> tuple[Project, list[ResolvedTarget], Recipe]:
+    """Everything that is read before the first step: all bad input is found here."""
+    recipe = load_recipe(request.recipe)
+    targets = _targets(request, recipe)
+    for target in targets:
+        wanted_precisions(target.target, for_target(recipe, target.target.name))
+    path = recipe.folder / recipe.model.path
+    model = load(path, name=recipe.name, preprocessing=recipe.preprocessing)
+    inputs, folder = model.inputs, recipe.folder
+    loaded = {
+        role: load_batches(
+            source, folder=folder, inputs=inputs, preprocessing=recipe.preprocessing,
+            batch_size=recipe.evaluate.batch, role=role,
+        )
+        for role, source in (
+            ("calibration", recipe.data.calibration), ("evaluation", recipe.data.evaluation),
+        )
+    }  # fmt: skip
+    refuse_shared_samples(loaded["calibration"], loaded["evaluation"])
+    metric = load_metric(recipe.evaluate.metric, folder)
+    out = request.out if request.out is not None else folder / recipe.build.out
+    return (
+        Project(
+            model=model,
+            original=_original(model, path),
+            calibration=loaded["calibration"],
+            evaluation=loaded["evaluation"],
+            metric=metric,
+            cache=Cache(out / ".cache"),
+            place=out / model.name,
+        ),
+        targets,
+        recipe,
+    )
+
+
+def _targets(request: BuildRequest, recipe: Recipe) -> list[ResolvedTarget]:
+    names = request.targets or recipe.build.targets
+    if not names:
+        raise InputError(
+            "there is no target to build for", where=str(request.recipe),
+            hint='Name one with --target, or in the recipe: [build] targets = ["cpu"].',
+        )  # fmt: skip
+    found: dict[str, ResolvedTarget] = {}
+    for name in names:
+        target = resolve_target(name)
+        found.setdefault(target.target.name, target)
+    return list(found.values())
+
+
+def _original(model: Model, path: Path) -> Source:
+    """The Model as it was loaded; its key is of its content, wherever the file lies."""
+    digest = files.digest_bytes(to_bytes(model))
+    return Source(key=key_of("original", digest=digest), path=path, load=lambda: model)
+
+
+@contextmanager
+def _alone(place: Path, on_event: OnEvent) -> Iterator[None]:
+    """Two builds of one model into one place take turns."""
+
+    def waiting() -> None:
+        on_event(StepEvent(step="build", target="", state="waiting"))
+
+    with files.locked(place / ".lock", on_wait=waiting):
+        yield
+
+
+def _chains(
+    workshop: Workshop, project: Project, targets: list[ResolvedTarget], recipe: Recipe
+) -> Iterator[tuple[Chain, ResolvedTarget]]:
+    """The compressed and quantized models of each target, made one after the other.
+
+    Steps that two targets share have one key, and are made once.
+    """
+    everything = [target.target for target in targets]
+    for resolved_target in targets:
+        target = resolved_target.target
+        wanted = for_target(recipe, target.name)
+        multiple = _multiple(everything, recipe, wanted)
+        yield _chain(workshop, project, target, wanted, multiple), resolved_target
+
+
+def _multiple(targets: list[Target], recipe: Recipe, wanted: Recipe) -> int:
+    """The largest multiple that any target preferes whose [compress] is this one."""
+    preferred = [
+        preferred_multiple(target, precision)
+        for target in targets
+        if (own := for_target(recipe, target.name)).compress == wanted.compress
+        for precision in wanted_precisions(target, own)
+    ]
+    return max(preferred, default=DEFAULT_MULTIPLE)
+
+
+def _chain(
+    workshop: Workshop, project: Project, target: Target, wanted: Recipe, multiple: int
+) -> Chain:
+    cache, name = project.cache, project.model.name
+    source = project.original
+    plan_from = None
+    if wanted.compress.channels is not None:
+        step = steps.channels_step(
+            source, wanted.compress.channels, multiple, workshop.progress_of("channels")
+        )
+        workshop.do(step, describe=steps.describe_channels)
+        source, plan_from = steps.made_model(cache, step, name), step
+    if wanted.compress.recover is not None:
+        step = steps.recover_step(
+            source, project.original, project.calibration, wanted.compress.recover,
+            workshop.progress_of("recover"),
+        )  # fmt: skip
+        workshop.do(step, describe=steps.describe_said)
+        source = steps.made_model(cache, step, name)
+    compressed = source
+    step = steps.simplify_step(source, project.calibration, workshop.progress_of("simplify"))
+    workshop.do(step, describe=steps.describe_simplify)
+    floating = steps.made_model(cache, step, name)
+    quantized = None
+    if "int8" in wanted_precisions(target, wanted):
+        observed = steps.observe_step(
+            floating, project.calibration, wanted.quantize.samples, workshop.progress_of("observe")
+        )
+        workshop.do(observed, describe=steps.describe_observe)
+        dialect = dialect_named(
+            target.runtime.dialect,
+            version=target.runtime.version if target.runtime.name != "tensorrt_rtx" else "11.0",
+            cpu_flags=machine.cpu_flags(),
+            arm=machine.is_arm(),
+        )
+        step = steps.quantize_step(floating, (cache, observed), dialect, wanted.quantize)
+        workshop.do(step, target=target.name, describe=steps.describe_said)
+        quantized = steps.made_model(cache, step, name)
+    return Chain(
+        recipe=wanted, compressed=compressed, floating=floating, quantized=quantized,
+        channel_plan=plan_from,
+    )  # fmt: skip

@@ -5,14 +5,13 @@ A step's folder holds `model.onnx` where it makes a Model, `report.json`, and wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgekit.compress import recover as recovering
 from edgekit.compress.channels import cut as cutting
 from edgekit.data.batches import Batches
 from edgekit.data.metrics import Metric
@@ -20,7 +19,8 @@ from edgekit.engines import onnxruntime as reference_runtime
 from edgekit.models.model import Model, save
 from edgekit.models.simplify import simplify
 from edgekit.models.source import from_bytes
-from edgekit.pipeline.cache import Cache, Step, key_of, versions, write_json
+from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions, write_json
+from edgekit.pipeline.workshop import OnFraction
 from edgekit.quantize.dialects import Dialect
 from edgekit.quantize.observe import float_activations, observe
 from edgekit.quantize.place import insert_qdq
@@ -28,8 +28,6 @@ from edgekit.quantize.ranges import choice, load_ranges, save_ranges
 from edgekit.recipe import ChannelsSection, QuantizeSection, RecoverSection
 from edgekit.values import Array, run
 from edgekit.verify import outputs_of, to_json, verify
-
-OnFraction = Callable[[float, str], None]
 
 MODEL_FILE, REPORT_FILE, PLAN_FILE = "model.onnx", "report.json", "plan.json"
 RANGES_FILE, OUTPUTS_FILE = "ranges.npz", "outputs.npz"
@@ -40,28 +38,20 @@ _COMPARED_SAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Something that a later step reads a Model from, and the key of all that made it."""
+    """Something that a later step reads a Model from, and the key of all that made it.
+
+    `path` is its ONNX file, there once the step that makes it is done.
+    """
 
     key: str
+    path: Path
     load: Callable[[], Model]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A step with what its result is to later ones. `describe` says in a line what it did."""
-
-    step: Step
-    title: str
-    describe: Callable[[dict[str, object]], str]
 
 
 def made_model(cache: Cache, step: Step, name: str) -> Source:
     """The Model that the step leaves behind, loaded when somebody wants it."""
-
-    def load() -> Model:
-        return from_bytes((cache.entry(step) / MODEL_FILE).read_bytes(), name=name)
-
-    return Source(key=step.key, load=load)
+    path = cache.entry(step) / MODEL_FILE
+    return Source(key=step.key, path=path, load=lambda: from_bytes(path.read_bytes(), name=name))
 
 
 def channels_step(
@@ -73,7 +63,7 @@ def channels_step(
         del partial
         on_fraction(0.0, "")
         model, report = cutting.cut_channels(
-            source.load(), macs=options.macs, multiple=multiple, criterion=options.criterion
+            source.load(), macs=options.macs, multiple=multiple, criterion_name=options.criterion
         )
         save(model, folder / MODEL_FILE)
         (folder / PLAN_FILE).write_text(report.plan.to_json())
@@ -90,16 +80,18 @@ def recover_step(
     """The original teaches the cut network on unlabelled samples; taken up again after a kill."""
 
     def make(folder: Path, partial: Path) -> None:
-        model, report = recovering.recover(
-            student.load(), teacher.load(), batches, recovering.RecoverOptions(
+        from edgekit.compress.recover import RecoverOptions, recover
+
+        model, report = recover(
+            student.load(), teacher.load(), batches, RecoverOptions(
                 epochs=options.epochs, learning_rate=options.learning_rate, batch=options.batch,
-                temperature=options.temperature, seed=options.seed,
+                temperature=options.temperature, mirror=options.mirror, seed=options.seed,
             ),
             checkpoint=partial / "checkpoint.pt",
             on_progress=lambda done, total, said: on_fraction(done / total, said),
         )  # fmt: skip
         save(model, folder / MODEL_FILE)
-        write_json(folder / REPORT_FILE, asdict(report))
+        write_json(folder / REPORT_FILE, {**asdict(report), "said": str(report)})
 
     key = key_of(
         "recover", student=student.key, teacher=teacher.key, data=batches.digest,
@@ -230,7 +222,43 @@ def load_outputs(cache: Cache, step: Step) -> dict[str, Array]:
         return {name: stored[name] for name in stored.files}
 
 
-def report_of(cache: Cache, step: Step) -> dict[str, object]:
-    """The report that a step left."""
-    found: dict[str, object] = json.loads((cache.entry(step) / REPORT_FILE).read_text())
-    return found
+def describe_channels(folder: Path) -> str:
+    """What the cut came to, in a line."""
+    report = _report(folder)
+    before, after = report["macs_before"], report["macs_after"]
+    return (
+        f"{before / 1e6:.1f} M -> {after / 1e6:.1f} M MACs ({after / before:.3f}), "
+        f"{report['parameters_before']:,} -> {report['parameters_after']:,} parameters, "
+        f"multiples of {report['multiple']}"
+    )
+
+
+def describe_simplify(folder: Path) -> str:
+    """What was folded, in a line."""
+    report = _report(folder)
+    left = f"; {report['left_alone']}" if report["left_alone"] else ""
+    return (
+        f"{report['nodes_before']} -> {report['nodes_after']} nodes, "
+        f"{report['batchnorms_folded']} BatchNormalization folded{left}"
+    )
+
+
+def describe_observe(folder: Path) -> str:
+    """What was observed, in a line."""
+    report = _report(folder)
+    return f"{report['tensors']} tensors over {report['samples']} samples"
+
+
+def describe_said(folder: Path) -> str:
+    """The line that the step itself left."""
+    return str(_report(folder)["said"])
+
+
+def describe_verify(folder: Path) -> str:
+    """The metric before and after, in a line."""
+    report = _report(folder)
+    return f"{report['metric']} {report['before']:.4f} -> {report['after']:.4f}"
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    return read_json(folder / REPORT_FILE)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ logger = logging.getLogger(__name__)
 OnStep = Callable[[int, int, str], None]
 Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 
+_WARM_UP = 0.05  # of all steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """AdamW with a cosine schedule after a linear warm-up of 5% of the steps.
+    """AdamW with a cosine schedule after a short linear warm-up.
 
-    The order of the samples and everything random follow from `seed`.
+    The order of the samples and everything random follow from `seed` and the epoch.
     """
 
     epochs: int
@@ -33,6 +36,14 @@ class FitOptions:
     batch: int
     seed: int
     weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where a run leaves its state after each epoch, and the hash of its module and samples."""
+
+    path: Path
+    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,92 +60,111 @@ def fit(
     loss: Loss,
     options: FitOptions,
     *,
-    checkpoint: Path | None = None,
-    fingerprint: str = "",
+    checkpoint: Checkpoint | None = None,
     on_step: OnStep = lambda done, total, said: None,
 ) -> FitReport:
     """Trains the module in place over sample indices 0..samples-1; leaves it in eval mode.
 
-    `loss(module, indices, generator)` gives the loss of one batch of samples; the generator is the
-    only source of randomness that it may use. After each epoch the state goes into `checkpoint`; a
-    run with the same `fingerprint` goes on from there and ends with the very weights of a run that
-    was never interrupted (on one machine). A last batch of less than half the size is left out.
+    `loss(module, indices, generator)` gives the loss of one batch of samples; for what is random in
+    it, it draws from the generator (torch's own is seeded for each epoch too, for Dropout). A last
+    batch of less than half the size is left out.
 
-    Raises InputError where the loss becomes NaN or infinite.
+    After each epoch the state goes into `checkpoint`. A run with the same options and fingerprint
+    goes on from there, and ends with the very weights of a run that was never interrupted, on one
+    machine; a checkpoint of any other run is written over.
+
+    Raises InputError for fewer than two samples, and where the loss becomes NaN or infinite.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    if samples < 2:
+        raise InputError(
+            "training needs at least two samples", got=str(samples), wanted="some hundreds or more"
+        )
     optimizer = torch.optim.AdamW(
-        parameters, lr=options.learning_rate, weight_decay=options.weight_decay
-    )
-    batches = max(1, round(samples / options.batch))
-    total = batches * options.epochs
-    losses = _resume(module, optimizer, checkpoint, fingerprint)
+        [p for p in module.parameters() if p.requires_grad],
+        lr=options.learning_rate, weight_decay=options.weight_decay,
+    )  # fmt: skip
+    key = _key(checkpoint, options, samples)
+    losses = [] if checkpoint is None else _resume(module, optimizer, checkpoint.path, key)
     resumed = len(losses)
+    steps = max(1, round(samples / options.batch))
+    total = steps * options.epochs
     module.train()
     for epoch in range(resumed, options.epochs):
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
-        order = torch.randperm(samples, generator=generator)
-        summed = 0.0
-        for index, chosen in enumerate(torch.split(order, options.batch)[:batches]):
-            step = epoch * batches + index
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * _schedule(step, total)
-            value = loss(module, chosen, generator)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            number = value.item()
-            if not math.isfinite(number):
-                raise InputError(
-                    "the training diverged: the loss is no longer a number",
-                    where="compress.recover", got=f"epoch {epoch + 1}, step {index + 1}",
-                    hint=f"Lower learning_rate ({options.learning_rate:g}) by a factor of ten.",
-                )  # fmt: skip
-            summed += number
-            on_step(step + 1, total, f"epoch {epoch + 1}/{options.epochs}, loss {number:.4f}")
-        losses.append(summed / batches)
-        _save(module, optimizer, losses, checkpoint, fingerprint)
+        with torch.random.fork_rng(devices=[]):
+            generator = torch.manual_seed(options.seed * 1_000_003 + epoch)
+            order = torch.randperm(samples, generator=generator)
+            summed = 0.0
+            for index, chosen in enumerate(torch.split(order, options.batch)[:steps]):
+                step = epoch * steps + index
+                for group in optimizer.param_groups:
+                    group["lr"] = options.learning_rate * schedule(step, total)
+                number = _train_step(module, optimizer, loss(module, chosen, generator))
+                if not math.isfinite(number):
+                    raise InputError(
+                        "the training diverged: the loss is NaN or infinite",
+                        where=f"epoch {epoch + 1}, step {index + 1}", got=str(number),
+                        hint=f"Lower learning_rate ({options.learning_rate:g}), by a factor of "
+                        "ten to begin with.",
+                    )  # fmt: skip
+                summed += number
+                on_step(step + 1, total, f"epoch {epoch + 1}/{options.epochs}, loss {number:.4f}")
+        losses.append(summed / steps)
+        if checkpoint is not None:
+            _save(module, optimizer, losses, checkpoint.path, key)
     module.eval()
     return FitReport(losses=tuple(losses), resumed_after=resumed)
 
 
-def _schedule(step: int, total: int) -> float:
+def schedule(step: int, total: int) -> float:
     """The share of the learning rate at a step: up in a line, then down half a cosine."""
-    warm = max(1, round(0.05 * total))
+    warm = max(1, round(_WARM_UP * total))
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
+def _train_step(module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    """The loss; where it is finite, the module is one step further."""
+    number = loss.item()
+    if math.isfinite(number):
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return number
+
+
+def _key(checkpoint: Checkpoint | None, options: FitOptions, samples: int) -> str:
+    made_from = (checkpoint and checkpoint.fingerprint, options, samples, torch.__version__)
+    return files.digest_bytes(repr(made_from).encode())
+
+
 def _save(
-    module: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterable[float],
-    checkpoint: Path | None, fingerprint: str,
+    module: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[float], path: Path,
+    key: str,
 ) -> None:  # fmt: skip
-    if checkpoint is None:
-        return
     state = {
-        "fingerprint": fingerprint,
+        "key": key,
         "losses": list(losses),
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    with files.replacing(checkpoint) as partial:
+    with files.replacing(path) as partial:
         torch.save(state, partial)
 
 
 def _resume(
-    module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path | None, fingerprint: str
+    module: nn.Module, optimizer: torch.optim.Optimizer, path: Path, key: str
 ) -> list[float]:
     """The losses of the epochs that are done; the module and optimizer as they were after them."""
-    if checkpoint is None or not checkpoint.is_file():
+    if not path.is_file():
         return []
     try:
-        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        logger.warning("the checkpoint %s cannot be read, training begins anew: %s",
-                       checkpoint, error)  # fmt: skip
+        state: Any = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        logger.warning("the checkpoint %s cannot be read, training begins anew: %s", path, error)
         return []
-    if state.get("fingerprint") != fingerprint:
+    if not isinstance(state, dict) or state.get("key") != key:
+        logger.info("the checkpoint %s is of another run, training begins anew", path)
         return []
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,7 +12,7 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
         q_i = exp(z_i / T) / sum_j exp(z_j / T)        (n, classes) logits z
 
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), eq. 1; the factor
-    T^2 keeps the gradients' size as T changes (section 2).
+    T^2 keeps the size of the gradients as T changes (section 2).
     """
     log_q = functional.log_softmax(student / temperature, dim=1)
     log_p = functional.log_softmax(teacher / temperature, dim=1)
@@ -22,8 +21,7 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean squared error over the teacher's mean square: for outputs that are no classes."""
-    scale = teacher.square().mean().clamp_min(torch.finfo(teacher.dtype).tiny)
-    return functional.mse_loss(student, teacher) / scale
+    return functional.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)
 
 
 def imitation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,93 @@
+"""Measurements on disk, and when one may stand for another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit import files
+from edgekit.errors import InputError
+from edgekit.values import Measurement, figure_from_json, figure_to_json
+
+FORMAT = 1
+
+PASSING = ("other_load", "load_average")
+"""Conditions that are of the moment: they do not make two measurements different ones."""
+
+
+def to_json(measurement: Measurement) -> dict[str, object]:
+    """JSON-ready, every raw sample kept."""
+    return {
+        "arm": measurement.arm,
+        "quantity": measurement.quantity,
+        "unit": measurement.unit,
+        "batch": measurement.batch,
+        "taken_at": measurement.taken_at,
+        "rounds": list(measurement.rounds),
+        "figures": {name: figure_to_json(f) for name, f in measurement.figures.items()},
+        "conditions": dict(measurement.conditions),
+        "doubts": list(measurement.doubts),
+        "samples": list(measurement.samples),
+    }
+
+
+def from_json(stored: Mapping[str, Any]) -> Measurement:
+    """What `to_json` made."""
+    return Measurement(
+        arm=stored["arm"],
+        quantity=stored["quantity"],
+        unit=stored["unit"],
+        samples=tuple(float(sample) for sample in stored["samples"]),
+        rounds=tuple(int(index) for index in stored["rounds"]),
+        batch=int(stored["batch"]),
+        taken_at=float(stored["taken_at"]),
+        figures={name: figure_from_json(f) for name, f in stored["figures"].items()},
+        conditions=dict(stored["conditions"]),
+        doubts=tuple(stored["doubts"]),
+    )
+
+
+def save_measurements(measurements: Sequence[Measurement], path: Path) -> None:
+    """Writes the measurements of one run, at once. Raises as `files.write_text` does."""
+    document = {"format": FORMAT, "measurements": [to_json(m) for m in measurements]}
+    files.write_text(path, json.dumps(document, separators=(",", ":")) + "\n")
+
+
+def load_measurements(path: Path) -> tuple[Measurement, ...]:
+    """What `save_measurements` wrote. Raises InputError where the file is no such thing."""
+    try:
+        stored = json.loads(path.read_text())
+        if stored["format"] != FORMAT:
+            raise InputError(
+                "these measurements have a format that this version of edgekit does not read",
+                where=str(path), got=f"format {stored['format']!r}", wanted=f"format {FORMAT}",
+                hint="Measure again: edgekit bench.",
+            )  # fmt: skip
+        return tuple(from_json(m) for m in stored["measurements"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "these measurements cannot be read",
+            where=str(path),
+            got=f"{type(error).__name__}: {error}",
+            hint="Measure again: edgekit bench.",
+        ) from error
+
+
+def age_s(measurement: Measurement, now: float) -> float:
+    """Seconds since it was taken; below zero where the clock was set back."""
+    return now - measurement.taken_at
+
+
+def changed_conditions(
+    then: Mapping[str, str], now: Mapping[str, str]
+) -> tuple[str, ...]:  # fmt: skip
+    """The names of the conditions that are not what they were, apart from those of the moment."""
+    names = sorted((then.keys() | now.keys()) - set(PASSING))
+    return tuple(name for name in names if then.get(name) != now.get(name))
+
+
+def same_conditions(then: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether a measurement taken then may stand for one taken now."""
+    return not changed_conditions(then, now)

@@ -1,0 +1,113 @@
+"""TOML documents and what is wrong with them, said in plain words with a line of sight."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from edgekit.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_TYPES = {
+    "int": "a whole number", "float": "a number", "string": "a text", "bool": "true or false",
+    "dict": "a table", "model": "a table", "list": "a list", "tuple": "a list",
+}  # fmt: skip
+
+
+def read_toml(path: Path, *, what: str) -> dict[str, Any]:
+    """The document. Raises InputError for a missing file, and for one that is no TOML."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"there is no such {what} file", where=str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"this {what} file cannot be read", where=str(path), got=str(error)
+        ) from error
+    try:
+        return tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"this {what} file is no TOML", where=str(path), got=str(error)) from error
+
+
+def faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every fault as `place.in.the.document: what is wrong`, sorted by place.
+
+    `model` is what was validated: its fields tell what an unknown key may have been meant to be.
+    """
+    return sorted(f"{place}: {said}" for place, said in _faults(error.errors(), model, prefix))
+
+
+def _faults(
+    details: Sequence[ErrorDetails], model: type[BaseModel], prefix: str
+) -> Iterator[tuple[str, str]]:
+    for detail in details:
+        path = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
+        place = ".".join([prefix, *path] if prefix else path) or "the document"
+        yield place, _said(detail, model, path)
+
+
+def _said(detail: ErrorDetails, model: type[BaseModel], path: list[str]) -> str:
+    kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
+    got = repr(given) if not isinstance(given, float) else f"{given:g}"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _keys(model, path[:-1]), 1, 0.5)
+        return f'unknown key; did you mean "{near[0]}"?' if near else "unknown key"
+    if kind == "missing":
+        return "is missing"
+    if kind == "literal_error":
+        wanted = str(context.get("expected", "")).replace("'", '"')
+        names = [part.strip('" ') for part in wanted.replace(" or ", ",").split(",")]
+        near = difflib.get_close_matches(str(given), names, 1, 0.5)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        return f"{got} is not one of {wanted}{hint}"
+    if kind in _BOUNDS:
+        return f"{got} is not {_BOUNDS[kind].format(**context)}"
+    if kind == "value_error":
+        return str(context["error"])
+    stem = kind.removesuffix("_type").removesuffix("_parsing")
+    if stem in _TYPES:
+        return f"wanted {_TYPES[stem]}, got {got}"
+    return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {got}"
+
+
+_BOUNDS = {
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "finite_number": "a finite number",
+    "string_pattern_mismatch": "of the form {pattern}",
+    "too_short": "at least {min_length} long",
+}
+
+
+def _keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The keys that the table at that path may have."""
+    fields = model.model_fields
+    for part in path:
+        field = fields.get(part)
+        if field is None:
+            return []
+        inner = next(
+            (
+                kind
+                for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
+                if isinstance(kind, type) and issubclass(kind, BaseModel)
+            ),
+            None,
+        )
+        if inner is None:
+            return []
+        fields = inner.model_fields
+    return list(fields)

@@ -1,0 +1,359 @@
+"""What a runtime module offers, what it is asked for, and the engine that it leaves on disk.
+
+A runtime is one module in this folder, found by its file name, with what `RuntimeModule` lists.
+An engine is the runtime's own file, untouched, beside a `manifest.json` that says what it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+from edgekit import files
+from edgekit.errors import InputError, MissingPackageError
+from edgekit.values import (
+    Feeds,
+    Figure,
+    Session,
+    TensorSpec,
+    figure_from_json,
+    figure_to_json,
+)
+
+if (
+    TYPE_CHECKING
+):  # onnx_ir and pydantic would come along, and a device's worker has no use for them
+    from edgekit.models.model import Model
+    from edgekit.targets import Target
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+Shape: TypeAlias = tuple[int, ...]
+Extent: TypeAlias = tuple[Shape, Shape, Shape]
+"""The smallest shape of an input, the one to optimise for, and the largest."""
+
+_REBUILD = "Build the engine again: edgekit build."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """An ONNX file that is already in the target's dialect, and how its engine is wanted.
+
+    `batch` is (min, opt, max) for each input whose first dimension is dynamic; `shapes` says the
+    whole extent of an input and wins over it. `workspace_bytes` None is the target's default,
+    `threads` 0 all physical cores that the process may use when the engine is opened. `sample`
+    holds real inputs, first axis the samples, for runtimes that compare before they promise.
+    """
+
+    model_path: Path
+    name: str
+    target: Target
+    precision: str
+    batch: tuple[int, int, int] = (1, 1, 1)
+    shapes: Mapping[str, Extent] = field(default_factory=dict)
+    workspace_bytes: int | None = None
+    dla_core: int | None = None
+    threads: int = 0
+    sample: Feeds | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A built artefact on disk, as its manifest tells it.
+
+    `path` is the engine file; `model_sha256` is of the ONNX file that it was built from.
+    `built_for` names the hardware (compute capability, or processor features), `settings` what the
+    session or the builder was given. Nothing in it depends on when or how fast it was built, so
+    that equal builds leave equal files.
+    """
+
+    path: Path
+    name: str
+    target: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    sha256: str
+    file_bytes: int
+    model_sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    extents: Mapping[str, Extent] = field(default_factory=dict)
+    built_for: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str | int] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class RuntimeModule(Protocol):
+    """A module of this folder that builds and opens engines."""
+
+    PACKAGE: str
+    """The name under which its package is imported."""
+
+    def installed_version(self) -> str:
+        """The package's version, "absent" where there is none. Imports nothing."""
+
+    def build(self, request: EngineRequest, folder: Path) -> Engine:
+        """The engine, its file and its manifest written into the folder, the manifest last.
+
+        Whoever wants both or neither lends a folder of `files.replacing_folder`. Raises InputError
+        where the runtime refuses the model, MissingPackageError where its package is not here.
+        """
+
+    def open(self, engine: Engine, *, threads: int = 0) -> Session:
+        """The loaded engine; `threads` 0 takes the engine's own setting."""
+
+
+def runtime_names() -> tuple[str, ...]:
+    """The runtimes of this folder, sorted."""
+    folder = str(Path(__file__).parent)
+    found = (module.name for module in pkgutil.iter_modules([folder]))
+    return tuple(sorted(name for name in found if _module(name) is not None))
+
+
+def runtime_module(name: str) -> RuntimeModule:
+    """The module of a runtime. Its package is imported only by what needs it.
+
+    Raises InputError for a name that is no runtime.
+    """
+    if name not in runtime_names():
+        raise InputError(
+            f'there is no runtime called "{name}"', wanted=", ".join(runtime_names())
+        )  # fmt: skip
+    return cast(RuntimeModule, _module(name))
+
+
+def _module(name: str) -> object | None:
+    module = importlib.import_module(f"edgekit.engines.{name}")
+    whole = all(
+        hasattr(module, member) for member in ("PACKAGE", "installed_version", "build", "open")
+    )
+    return module if whole else None
+
+
+def missing_package(package: str, *, extra: str, got: ImportError) -> MissingPackageError:
+    """The error that says which package is not here, and the pip command that brings it."""
+    name = f"edgekit[{extra}]" if extra else "edgekit"
+    return MissingPackageError(
+        f"the package {package} is not on this machine",
+        got=str(got),
+        hint=f"pip install '{name}'",
+    )
+
+
+def package_version(distribution: str) -> str:
+    """The installed version of a distribution, "absent" where there is none. Imports nothing."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def workspace_bytes(request: EngineRequest) -> int | None:
+    """The builder's workspace: the request's, else the target's; None leaves it to the builder."""
+    return request.workspace_bytes or request.target.builder.workspace_bytes
+
+
+def read_model(path: Path) -> Model:
+    """The graph of an ONNX file as it stands: nothing cleaned, nothing inferred.
+
+    Raises InputError where there is none.
+    """
+    import onnx_ir as ir
+    from google.protobuf.message import DecodeError
+
+    from edgekit.models.model import Model
+
+    try:
+        program = ir.load(path)
+    except (OSError, DecodeError, ValueError, TypeError) as error:
+        raise InputError(
+            "this is no ONNX file that can be read",
+            where=str(path), got=f"{type(error).__name__}: {error}",
+        ) from error  # fmt: skip
+    return Model(name=path.stem, program=program)
+
+
+def input_extents(inputs: Sequence[TensorSpec], request: EngineRequest) -> dict[str, Extent]:
+    """The extent of every input. A static one has three equal shapes.
+
+    Raises InputError for a dynamic dimension that nobody gave a size, for a request that
+    contradicts a static one or itself, and for a name that is no input of the model.
+    """
+    _refuse_unknown_inputs(inputs, request)
+    return {spec.name: _extent(spec, request) for spec in inputs}
+
+
+def _refuse_unknown_inputs(inputs: Sequence[TensorSpec], request: EngineRequest) -> None:
+    names = [spec.name for spec in inputs]
+    for name in request.shapes:
+        if name not in names:
+            raise InputError(
+                f'the model has no input "{name}"',
+                where="engine.shapes", wanted=", ".join(names),
+            )  # fmt: skip
+
+
+def _extent(spec: TensorSpec, request: EngineRequest) -> Extent:
+    given = request.shapes.get(spec.name)
+    where = f"engine.shapes.{spec.name}" if given else "engine.batch"
+    shapes: list[Shape] = []
+    for place in range(3):
+        shape = given[place] if given else _with_batch(spec, request.batch[place])
+        _check_shape(spec, shape, where)
+        shapes.append(shape)
+    smallest, best, largest = shapes
+    if not all(a <= b <= c for a, b, c in zip(smallest, best, largest, strict=True)):
+        raise InputError(
+            f'the shapes of "{spec.name}" are not in order',
+            where=where, got=f"{smallest}, {best}, {largest}", wanted="min <= opt <= max",
+        )  # fmt: skip
+    return smallest, best, largest
+
+
+def _with_batch(spec: TensorSpec, batch: int) -> Shape:
+    sizes: list[int] = []
+    for axis, size in enumerate(spec.shape):
+        if isinstance(size, str) and axis:
+            raise InputError(
+                f'the dimension "{size}" of the input "{spec.name}" has no size',
+                where=f"engine.shapes.{spec.name}",
+                got=str(spec),
+                wanted="its smallest, best and largest shape",
+                hint=f"[engine.shapes.{spec.name}] takes min, opt and max, each a whole shape.",
+            )
+        sizes.append(batch if axis == 0 and isinstance(size, str) else int(size))
+    return tuple(sizes)
+
+
+def _check_shape(spec: TensorSpec, shape: Shape, where: str) -> None:
+    fits = len(shape) == len(spec.shape) and all(
+        asked > 0 and (isinstance(size, str) or asked == size)
+        for asked, size in zip(shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f'the shape asked for does not fit the input "{spec.name}"',
+            where=where, got=str(shape), wanted=str(spec),
+        )  # fmt: skip
+
+
+def write_manifest(engine: Engine) -> None:
+    """Puts the manifest beside the engine file. Raises as `files.write_text` does."""
+    document = {
+        "format": FORMAT,
+        "file": engine.path.name,
+        "name": engine.name,
+        "target": engine.target,
+        "runtime": {"name": engine.runtime, "version": engine.runtime_version},
+        "precision": engine.precision,
+        "sha256": engine.sha256,
+        "bytes": engine.file_bytes,
+        "model_sha256": engine.model_sha256,
+        "inputs": [_spec_to_json(spec) for spec in engine.inputs],
+        "outputs": [_spec_to_json(spec) for spec in engine.outputs],
+        "extents": {name: [list(s) for s in extent] for name, extent in engine.extents.items()},
+        "built_for": dict(engine.built_for),
+        "settings": dict(engine.settings),
+        "figures": {name: figure_to_json(figure) for name, figure in engine.figures.items()},
+        "notes": list(engine.notes),
+    }
+    files.write_text(engine.path.parent / MANIFEST_FILE, json.dumps(document, indent=2) + "\n")
+
+
+def load_engine(path: Path) -> Engine:
+    """The engine of a folder, or of an engine file with its manifest beside it.
+
+    Raises InputError where one of the two is missing, where the manifest is not one that this
+    version reads, and where the engine file is not the one that the manifest was written for.
+    """
+    folder = path if path.is_dir() else path.parent
+    manifest = folder / MANIFEST_FILE
+    try:
+        engine = _engine_from_json(folder, json.loads(manifest.read_text()))
+    except FileNotFoundError as error:
+        raise InputError(
+            "this is no engine: it has no manifest",
+            where=str(manifest), hint="Give the folder that edgekit build left.",
+        ) from error  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "the engine's manifest cannot be read",
+            where=str(manifest), got=f"{type(error).__name__}: {error}", hint=_REBUILD,
+        ) from error  # fmt: skip
+    if path.is_file() and path.name not in (engine.path.name, MANIFEST_FILE):
+        raise InputError(
+            "the manifest beside this file is another file's",
+            where=str(path), got=path.name, wanted=engine.path.name,
+        )  # fmt: skip
+    _check_digest(engine)
+    return engine
+
+
+def _check_digest(engine: Engine) -> None:
+    try:
+        found = files.digest_file(engine.path)
+    except OSError as error:
+        raise InputError(
+            "the engine file cannot be read",
+            where=str(engine.path), got=error.strerror or str(error), hint=_REBUILD,
+        ) from error  # fmt: skip
+    if found != engine.sha256:
+        raise InputError(
+            "the engine file is not the one that its manifest describes",
+            where=str(engine.path),
+            got=f"SHA-256 {found}",
+            wanted=f"SHA-256 {engine.sha256}",
+            hint=f"It was changed, or copied in part. {_REBUILD}",
+        )
+
+
+def _engine_from_json(folder: Path, stored: Mapping[str, Any]) -> Engine:
+    if stored.get("format") != FORMAT:
+        raise InputError(
+            "this manifest has a format that this version of edgekit does not read",
+            where=str(folder / MANIFEST_FILE),
+            got=f"format {stored.get('format')!r}", wanted=f"format {FORMAT}", hint=_REBUILD,
+        )  # fmt: skip
+    file = str(stored["file"])
+    if Path(file).name != file:
+        raise ValueError(f"the engine file {file!r} lies outside the folder")
+    return Engine(
+        path=folder / file,
+        name=stored["name"],
+        target=stored["target"],
+        runtime=stored["runtime"]["name"],
+        runtime_version=stored["runtime"]["version"],
+        precision=stored["precision"],
+        sha256=stored["sha256"],
+        file_bytes=int(stored["bytes"]),
+        model_sha256=stored["model_sha256"],
+        inputs=tuple(_spec_from_json(spec) for spec in stored["inputs"]),
+        outputs=tuple(_spec_from_json(spec) for spec in stored["outputs"]),
+        extents={name: _extent_from_json(extent) for name, extent in stored["extents"].items()},
+        built_for=dict(stored["built_for"]),
+        settings=dict(stored["settings"]),
+        figures={name: figure_from_json(f) for name, f in stored["figures"].items()},
+        notes=tuple(stored["notes"]),
+    )
+
+
+def _spec_to_json(spec: TensorSpec) -> dict[str, object]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _spec_from_json(stored: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(name=stored["name"], dtype=stored["dtype"], shape=tuple(stored["shape"]))
+
+
+def _extent_from_json(stored: Sequence[Sequence[int]]) -> Extent:
+    smallest, best, largest = (tuple(shape) for shape in stored)
+    return smallest, best, largest

@@ -1,0 +1,61 @@
+"""Where steps are made, or only listed: the cache, who is told, and what was done so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgekit.pipeline.cache import Cache, Step
+from edgekit.pipeline.result import OnEvent, StepEvent, StepRecord
+
+OnFraction = Callable[[float, str], None]
+Describe = Callable[[Path], str]
+
+
+@dataclass
+class Workshop:
+    """One build's run through its steps. With `listing`, nothing is made: steps are only noted."""
+
+    cache: Cache
+    on_event: OnEvent
+    listing: bool = False
+    records: list[StepRecord] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
+
+    def progress_of(self, step: str, target: str = "") -> OnFraction:
+        """The function by which a running step says how far it is."""
+
+        def on_fraction(fraction: float, said: str) -> None:
+            self.on_event(
+                StepEvent(step=step, target=target, state="progress", fraction=fraction, said=said)
+            )
+
+        return on_fraction
+
+    def do(self, step: Step, *, target: str = "", describe: Describe = lambda folder: "") -> None:
+        """Makes the step unless it is made; the same step twice in a build is one."""
+        if step.key in self._seen:
+            return
+        self._seen.add(step.key)
+        cached = self.cache.has(step)
+        if self.listing:
+            self.note(step.name, target, cached=cached, seconds=0.0, said="")
+            return
+        if not cached:
+            self._tell(step, target, "started")
+        begun = time.monotonic()
+        folder = self.cache.fetch(step, on_wait=lambda: self._tell(step, target, "waiting"))
+        said = describe(folder)
+        self._tell(step, target, "cached" if cached else "done", said)
+        self.note(step.name, target, cached=cached, seconds=time.monotonic() - begun, said=said)
+
+    def note(self, step: str, target: str, *, cached: bool, seconds: float, said: str) -> None:
+        """Writes down a step that is not the cache's, such as a measurement."""
+        self.records.append(
+            StepRecord(step=step, target=target, cached=cached, seconds=seconds, said=said)
+        )
+
+    def _tell(self, step: Step, target: str, state: str, said: str = "") -> None:
+        self.on_event(StepEvent(step=step.name, target=target, state=state, said=said))

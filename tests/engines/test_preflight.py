@@ -1,0 +1,322 @@
+"""What a target refuses before anybody builds for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.engines import lint, operators, tensorrt_rtx
+from edgekit.engines.base import EngineRequest, read_model
+from edgekit.engines.preflight import Answer, PreflightReport, preflight
+from edgekit.errors import InputError
+from edgekit.targets import Target, load_target
+from edgekit.values import Array
+
+ORIN = load_target("jetson-orin-nano-8gb")
+
+
+def orin_with(version: str, **fields: object) -> Target:
+    runtime = ORIN.runtime.model_copy(update={"version": version})
+    return ORIN.model_copy(update={"runtime": runtime, **fields})
+
+
+def checked(
+    path: Path, target: Target = ORIN, *, compile_here: bool = False, **options: object
+) -> PreflightReport:
+    request = EngineRequest(
+        **{"model_path": path, "name": "net", "target": target, "precision": "fp16", **options}  # type: ignore[arg-type]
+    )
+    return preflight(request, compile_here=compile_here)
+
+
+def answers(report: PreflightReport) -> dict[str, str]:
+    return {line.check: line.answer.value for line in report.lines}
+
+
+def said(report: PreflightReport, check: str) -> str:
+    return next(line.said for line in report.lines if line.check == check)
+
+
+def graph_file(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    constants: dict[str, Array],
+    *,
+    shape: Sequence[int | str] = ("n", 4, 8, 8),
+    opset: int = 17,
+) -> Path:
+    graph = helper.make_graph(
+        list(nodes), "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", opset)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+def test_a_plain_model_passes_every_check(residual_path: Path) -> None:
+    report = checked(residual_path)
+    assert answers(report) == {
+        "precision": "passed", "opset": "passed", "operators": "passed", "Q/DQ": "passed",
+    }  # fmt: skip
+    assert report.verdict is Answer.PASSED
+
+
+def test_hardware_without_int8_refuses_it_and_says_what_to_use(residual_path: Path) -> None:
+    nano = orin_with("8.2", name="nano", precisions=("fp32", "fp16"))
+    report = checked(residual_path, nano, precision="int8")
+    assert report.verdict is Answer.REFUSED
+    assert said(report, "precision") == "nano has no INT8 hardware; use fp16"
+
+
+def test_a_dla_that_is_not_there_is_refused(residual_path: Path) -> None:
+    report = checked(residual_path, dla_core=0)
+    assert report.verdict is Answer.REFUSED
+    assert "has no DLA" in said(report, "DLA")
+
+
+def test_a_dla_core_is_counted_from_zero(residual_path: Path) -> None:
+    two = orin_with("10.3", dla=type(ORIN.dla)(cores=2))
+    assert answers(checked(residual_path, two, dla_core=1))["DLA"] == "unknown"
+    assert answers(checked(residual_path, two, dla_core=2))["DLA"] == "refused"
+    newer = orin_with("10.13", dla=type(ORIN.dla)(cores=2))
+    assert answers(checked(residual_path, newer, dla_core=1))["DLA"] == "refused"
+
+
+def test_an_opset_above_the_targets_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], name="relu")
+    path = graph_file(tmp_path / "new.onnx", [node], {}, opset=21)
+    report = checked(path)
+    assert answers(report)["opset"] == "refused"
+    assert "opset 21" in said(report, "opset")
+
+
+@pytest.mark.parametrize(
+    ("node", "version", "refused"),
+    [
+        (helper.make_node("QLinearConv", ["x"] * 8, ["y"]), (11, 0), True),
+        (helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"]), (10, 3), True),
+        (helper.make_node("LayerNormalization", ["x", "w"], ["y"]), (8, 5), True),
+        (helper.make_node("LayerNormalization", ["x", "w"], ["y"]), (8, 6), False),
+        (helper.make_node("GridSample", ["x", "g"], ["y"]), (8, 2), True),
+        (helper.make_node("GridSample", ["x", "g"], ["y"]), (8, 5), False),
+        (helper.make_node("Attention", ["x"] * 3, ["y"]), (10, 13), True),
+        (helper.make_node("Attention", ["x"] * 3, ["y"]), (10, 14), False),
+        (
+            helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2]),
+            (10, 3), True,
+        ),
+        (helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2]), (10, 3), True),
+        (helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2]), (10, 3), False),
+        (helper.make_node("Resize", ["x"], ["y"], antialias=1), (10, 3), True),
+        (helper.make_node("Nonsense", ["x"], ["y"], domain="mine"), (10, 3), False),
+    ],
+)  # fmt: skip
+def test_operators_are_refused_where_the_version_has_them_not(
+    node: onnx.NodeProto, version: tuple[int, int], refused: bool
+) -> None:
+    graph = helper.make_graph([node], "g", [], [])
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    import onnx_ir as ir
+
+    (found,) = ir.from_proto(program).graph
+    assert bool(operators.refusal(found, version)) is refused
+
+
+def test_indices_of_a_max_pool_matter_only_where_they_are_used(tmp_path: Path) -> None:
+    pool = helper.make_node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2])
+    path = graph_file(tmp_path / "unused.onnx", [pool], {})
+    assert answers(checked(path))["operators"] == "passed"
+    cast = helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT)
+    path = graph_file(tmp_path / "used.onnx", [pool, cast], {})
+    assert answers(checked(path))["operators"] == "refused"
+
+
+def test_a_foreign_operator_is_unknown(tmp_path: Path) -> None:
+    node = helper.make_node("Nonsense", ["x"], ["y"], name="n", domain="mine")
+    path = graph_file(tmp_path / "mine.onnx", [node], {})
+    report = checked(path)
+    assert report.verdict is Answer.UNKNOWN
+    assert '"mine"' in said(report, "operators")
+
+
+def quantized(  # one Conv with Q/DQ, and what a test makes wrong in it
+    path: Path,
+    *,
+    zero: Array | None = None,
+    scale: Array | None = None,
+    weight_scale: Array | None = None,
+    weight_zero: Array | None = None,
+    stored: bool = True,
+    integer_bias: bool = False,
+    opset: int = 17,
+) -> Path:
+    per_channel = np.full(6, 0.02, np.float32)
+    constants: dict[str, Array] = {
+        "s": np.array(0.1, np.float32) if scale is None else scale,
+        "z": np.array(0, np.int8) if zero is None else zero,
+        "ws": per_channel if weight_scale is None else weight_scale,
+        "wz": np.zeros(6, np.int8) if weight_zero is None else weight_zero,
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], name="x.q", axis=1),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"], name="x.dq", axis=1),
+    ]
+    kernel = np.full((6, 4, 3, 3), 0.5, np.float32)
+    if stored:
+        constants["wq"] = np.full((6, 4, 3, 3), 25, np.int8)
+    else:
+        constants["w"] = kernel
+        nodes.append(helper.make_node("QuantizeLinear", ["w", "ws", "wz"], ["wq"], name="w.q",
+                                      axis=0))  # fmt: skip
+    nodes.append(helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["wd"], name="w.dq",
+                                  axis=0))  # fmt: skip
+    inputs = ["xd", "wd"]
+    if integer_bias:
+        constants |= {"b": np.zeros(6, np.int32), "bs": np.full(6, 0.002, np.float32)}
+        nodes.append(helper.make_node("DequantizeLinear", ["b", "bs"], ["bd"], name="b.dq", axis=0))
+        inputs.append("bd")
+    nodes.append(helper.make_node("Conv", inputs, ["y"], name="conv"))
+    return graph_file(path, nodes, constants, opset=opset)
+
+
+def broken(path: Path, version: tuple[int, int] = (10, 3)) -> list[str]:
+    return [str(finding) for finding in lint.broken_rules(read_model(path), version)]
+
+
+def test_symmetric_qdq_breaks_no_rule(tmp_path: Path) -> None:
+    path = quantized(tmp_path / "good.onnx")
+    assert broken(path) == []
+    assert broken(path, (11, 0)) == []
+
+
+def test_int8_of_a_graph_without_qdq_is_refused(residual_path: Path) -> None:
+    report = checked(residual_path, precision="int8")
+    assert answers(report)["Q/DQ"] == "refused"
+    assert "no Q/DQ" in said(report, "Q/DQ")
+
+
+def test_qdq_needs_int8_where_flags_decide(tmp_path: Path) -> None:
+    path = quantized(tmp_path / "good.onnx")
+    assert answers(checked(path, precision="fp16"))["Q/DQ"] == "refused"
+    assert answers(checked(path, orin_with("11.1"), precision="fp16"))["Q/DQ"] == "passed"
+
+
+def test_before_tensorrt_10_weights_are_floats(tmp_path: Path) -> None:
+    assert "before TensorRT 10 they must be float32" in "".join(
+        broken(quantized(tmp_path / "stored.onnx"), (8, 6))
+    )
+    assert broken(quantized(tmp_path / "floats.onnx", stored=False), (8, 5)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"zero": np.array(3, np.int8)}, '"x.q": its zero point is not zero'),
+        ({"zero": np.array(0, np.uint8)}, '"x.q": it quantizes to UINT8'),
+        ({"scale": np.array(0.0, np.float32)}, "1 of its 1 scales are not above zero"),
+        ({"scale": np.array(np.nan, np.float32)}, "1 of its 1 scales are not above zero"),
+        (
+            {"scale": np.full(4, 0.1, np.float32), "zero": np.zeros(4, np.int8)},
+            '"x.q": an activation has one scale for each channel',
+        ),
+        (
+            {"weight_scale": np.array([1, 1, 0, 1, 0, 1], np.float32)},
+            '"w.dq": 2 of its 6 scales are not above zero',
+        ),
+        ({"weight_zero": np.array(0, np.int8)}, '"w.dq": it has 1 zero points for 6 scales'),
+        (
+            {"weight_scale": np.full(5, 0.1, np.float32), "weight_zero": np.zeros(5, np.int8)},
+            '"w.dq": it has 5 scales for 6 channels',
+        ),
+        ({"integer_bias": True}, '"b.dq": it dequantizes INT32'),
+        ({"scale": np.array(0.1, np.float16)}, "which ONNX has from opset 19 on"),
+    ],
+)
+def test_each_rule_names_the_node_that_breaks_it(
+    tmp_path: Path, options: dict[str, Array], rule: str
+) -> None:
+    path = quantized(tmp_path / "bad.onnx", **options)  # type: ignore[arg-type]
+    assert any(rule in finding for finding in broken(path)), broken(path)
+    report = checked(path, precision="int8")
+    assert answers(report)["Q/DQ"] == "refused"
+    assert report.verdict is Answer.REFUSED
+
+
+def test_the_report_is_ready_for_json(residual_path: Path) -> None:
+    stored = checked(residual_path).to_json()
+    assert stored["verdict"] == "passed"
+    assert {line["check"] for line in stored["lines"]} >= {"precision", "opset"}  # type: ignore
+
+
+def test_the_cpu_target_opens_the_model(residual_path: Path, tmp_path: Path) -> None:
+    cpu = load_target("cpu")
+    assert answers(checked(residual_path, cpu, precision="fp32")) == {
+        "precision": "passed", "load": "passed",
+    }  # fmt: skip
+    node = helper.make_node("Nonsense", ["x"], ["y"], domain="mine")
+    path = graph_file(tmp_path / "mine.onnx", [node], {})
+    assert answers(checked(path, cpu, precision="fp32"))["load"] == "refused"
+
+
+def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"\xff\xff")
+    for name in ("no.onnx", "missing.onnx"):
+        with pytest.raises(InputError, match="no ONNX file"):
+            checked(tmp_path / name)
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(not tensorrt_rtx.is_installed(), reason="needs the rtx extra")
+class TestCompile:
+    def test_a_jetsons_graph_is_compiled_by_a_stand_in(self, residual_path: Path) -> None:
+        report = checked(residual_path, compile_here=True)
+        assert answers(report)["compile"] == "passed"
+        assert "8.6" in said(report, "compile")
+
+    def test_a_failure_without_a_rule_of_ours_is_unknown(self, tmp_path: Path) -> None:
+        # A shape that contradicts itself: no table of operators knows of it.
+        node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")
+        path = graph_file(
+            tmp_path / "bad.onnx", [node], {"shape": np.array([7, 7], np.int64)},
+            shape=(1, 4, 8, 8),
+        )  # fmt: skip
+        report = checked(path, compile_here=True)
+        assert answers(report)["compile"] == "unknown"
+        assert report.verdict is Answer.UNKNOWN
+
+    def test_a_failure_on_its_own_target_refuses(self, tmp_path: Path) -> None:
+        node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")
+        path = graph_file(
+            tmp_path / "bad.onnx", [node], {"shape": np.array([7, 7], np.int64)},
+            shape=(1, 4, 8, 8),
+        )  # fmt: skip
+        report = checked(path, load_target("rtx-3060"), compile_here=True)
+        assert answers(report)["compile"] == "refused"
+
+    def test_our_lint_agrees_with_the_parser(self, tmp_path: Path) -> None:
+        good = quantized(tmp_path / "good.onnx")
+        assert answers(checked(good, compile_here=True, precision="int8"))["compile"] == "passed"
+        for name, options in {
+            "zero": {"zero": np.array(3, np.int8)},
+            "scale": {"scale": np.array(0.0, np.float32)},
+            "bias": {"integer_bias": True},
+            "count": {"weight_zero": np.array(0, np.int8)},
+        }.items():
+            path = quantized(tmp_path / f"{name}.onnx", **options)  # type: ignore[arg-type]
+            found = answers(checked(path, compile_here=True, precision="int8"))
+            assert (found["Q/DQ"], found["compile"]) == ("refused", "refused"), name
+
+
+@pytest.mark.skipif(tensorrt_rtx.is_installed(), reason="tensorrt-rtx is installed")
+def test_without_the_package_the_compile_is_not_checked(residual_path: Path) -> None:
+    report = checked(residual_path, compile_here=True)
+    assert answers(report)["compile"] == "skipped"
+    assert report.verdict is Answer.PASSED
