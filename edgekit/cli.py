@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -160,13 +159,13 @@ def targets(
 ) -> int:
     """List the device profiles, and the one that this machine is."""
     from edgekit import console
-    from edgekit.report import targets as report
+    from edgekit.report import profiles
 
     if name is None:
-        listing = report.listing()
+        listing = profiles.listing()
         console.print_json(listing.to_json()) if as_json else console.show_targets(listing)
     else:
-        profile = report.profile(name)
+        profile = profiles.profile(name)
         console.print_json(profile) if as_json else console.show_document(profile)
     return 0
 
@@ -260,7 +259,8 @@ def gate(
 
     decided = alone.gate_file(evidence)
     console.print_json(decided.to_json()) if as_json else console.show_decision(decided)
-    return decided.verdict.exit_code
+    code: int = decided.verdict.exit_code
+    return code
 
 
 @verb
@@ -283,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

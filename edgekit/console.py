@@ -6,17 +6,25 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.doctor import Finding
 from edgekit.errors import EdgekitError
 from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent, TargetResult
 from edgekit.report import rows
+
+if TYPE_CHECKING:  # a verb loads what it needs; drawing an error needs none of these
+    from edgekit.gate import Decision
+    from edgekit.pipeline.build import BuildPlan
+    from edgekit.report.inspection import Inspection
+    from edgekit.report.profiles import Listing
 from edgekit.values import Check, Verdict
 
 _COLOURS = {"pass": "green", "fail": "red", "invalid": "red", "inconclusive": "yellow",
@@ -77,7 +85,7 @@ def show_target(result: TargetResult) -> None:
     for note in result.notes:
         err.print(Text(f"  {note}", style="dim"), soft_wrap=True)
     show_checks(result.checks)
-    show_verdict(result.verdict, rows.verdict_sentence(result))
+    show_verdict(result.verdict, result.because)
     say(f"  {result.folder}: {', '.join(result.files)}")
 
 
@@ -88,9 +96,89 @@ def show_checks(checks: Iterable[Check]) -> None:
         show_table(("check", "limit", "value", "interval (95%)", "verdict", "because"), lines)
 
 
-def show_verdict(verdict: Verdict, sentence: str) -> None:
-    """Writes the verdict in its colour."""
+def show_verdict(verdict: Verdict, because: str) -> None:
+    """Writes the verdict in its colour, and why."""
+    sentence = rows.verdict_sentence(verdict, because)
     err.print(Text.assemble("  verdict: ", (sentence, f"bold {_COLOURS[verdict.value]}")))
+
+
+def show_decision(decision: Decision) -> None:
+    """Draws a gate's lines and its verdict."""
+    show_checks(decision.checks)
+    show_verdict(decision.verdict, decision.because)
+
+
+def show_document(content: Mapping[str, object]) -> None:
+    """Draws a JSON document as a grid of keys and values."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for key, value in rows.document(content):
+        grid.add_row(key, Text(value))
+    err.print(grid)
+
+
+def show_plan(plan: BuildPlan) -> None:
+    """Draws what a build would do: the recipe with its defaults, the steps, what is there."""
+    show_document(plan.recipe)
+    show_table(
+        ("step", "target", "in the cache"),
+        ((step, target, "yes" if cached else "no") for step, target, cached in plan.steps),
+    )
+    for note in plan.notes:
+        say(note)
+
+
+def show_targets(listing: Listing) -> None:
+    """Draws the profiles; the one that this machine is has a star."""
+    show_table(("target", "device", "precisions", "runtime", "engine built"), listing.rows())
+    say(f"  * this machine: {listing.evidence}")
+
+
+def show_findings(findings: Iterable[Finding]) -> None:
+    """Draws what a machine has and lacks, with the command that mends it."""
+    show_table(
+        ("part", "found", "for", "to mend it"),
+        (
+            (f.name, f.version or ("yes" if f.present else "no"), f.purpose, f.remedy)
+            for f in findings
+        ),
+    )
+
+
+def show_inspection(found: Inspection) -> None:
+    """Draws a model: what goes in and out, its costs, groups, and a target's preflight."""
+    model, cost = found.model, found.cost
+    show_document(
+        {
+            "model": f"{model.name}, opset {model.opset}",
+            "inputs": [str(spec) for spec in model.inputs],
+            "outputs": [str(spec) for spec in model.outputs],
+            "operators": [f"{count} {op}" for op, count in found.operators.items()],
+            "MACs": cost.macs,
+            "parameters": cost.parameters,
+            "weight bytes": cost.weight_bytes,
+        }
+    )
+    show_table(
+        ("costliest node", "MACs", "share"),
+        (
+            (f"{c.op} {c.node}", rows.count(c.macs), f"{100 * c.macs / cost.macs:.1f}%")
+            for c in found.costliest
+        ),
+    )
+    show_table(
+        ("channel group", "units", "tensors"),
+        ((g.name, str(g.units), str(len(g.members))) for g in found.groups.groups),
+    )
+    for name, reason in found.groups.frozen.items():
+        say(f"  {name} stays as it is: {reason}")
+    if found.preflight is not None:
+        show_table(
+            ("preflight", "answer", "said"),
+            ((line.check, line.answer.value, line.said) for line in found.preflight.lines),
+            title=f"{found.preflight.target}: {found.preflight.verdict.value}",
+        )
 
 
 def show_build(result: BuildResult) -> None:
@@ -114,7 +202,7 @@ def build_progress() -> Iterator[OnEvent]:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30),
         TimeElapsedColumn(), console=err, transient=True,
     ) as progress:  # fmt: skip
-        tasks: dict[tuple[str, str], int] = {}
+        tasks: dict[tuple[str, str], TaskID] = {}
 
         def on_event(event: StepEvent) -> None:
             name = f"{event.target}: {event.step}" if event.target else event.step
@@ -126,13 +214,13 @@ def build_progress() -> Iterator[OnEvent]:
                 progress.update(
                     tasks[key],
                     completed=event.fraction,
-                    description=described,  # type: ignore[arg-type]
+                    description=described,
                 )
             elif event.state == "waiting":
                 say(f"… {name}: waiting for another build that is making it")
             elif event.state in ("done", "cached"):
                 if key in tasks:
-                    progress.remove_task(tasks.pop(key))  # type: ignore[arg-type]
+                    progress.remove_task(tasks.pop(key))
                 mark, style = ("=", "dim") if event.state == "cached" else ("+", "green")
                 said = f"  {event.said}" if event.said else ""
                 err.print(Text.assemble((f"{mark} ", style), (name, "bold"), said), soft_wrap=True)

@@ -36,7 +36,7 @@ class RecoverOptions:
     """How long and how. `mirror` also shows images (n, c, h, w) flipped from left to right."""
 
     epochs: int = 6
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     batch: int = 64
     temperature: float = 4.0
     mirror: bool = True

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -69,14 +68,11 @@ class Batches:
 
     def pick(self, samples: Array | slice) -> Batch:
         """The samples at those indices, in that order, preprocessed."""
+        stored = {name: array[samples] for name, array in self.arrays.items()}
         return Batch(
-            inputs={name: self._prepared(name, array[samples]) for name, array in self._arrays},
+            inputs={name: self._prepared(name, array) for name, array in stored.items()},
             labels=None if self.labels is None else self.labels[samples],
         )
-
-    @property
-    def _arrays(self) -> Iterator[tuple[str, Array]]:
-        return iter(self.arrays.items())
 
     def _prepared(self, name: str, stored: Array) -> Array:
         if self.preprocessing is None or name not in self.pixels:
@@ -333,9 +329,9 @@ def _check_preprocessing(
     channels = pixels.shape[1] if pixels.ndim > 1 else 1
     for key, numbers in (("mean", preprocessing.mean), ("std", preprocessing.std)):
         if len(numbers) not in (1, channels):
-            wanted: Any = "1 number" if channels == 1 else f"1 number or {channels}"
             raise InputError(
-                f"{key} does not fit the {channels} channels of \"{name}\"",
-                where="data.preprocessing", got=f"{len(numbers)} numbers", wanted=wanted,
+                f'{key} does not fit the {channels} channels of "{name}"',
+                where="data.preprocessing", got=f"{len(numbers)} numbers",
+                wanted="1 number" if channels == 1 else f"1 number or {channels}",
                 hint="Give one number for all channels or one for each.",
             )  # fmt: skip

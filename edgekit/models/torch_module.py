@@ -58,7 +58,7 @@ class GraphModule(nn.Module):
     def _store(self, name: str, value: ir.Value, *, trainable: bool) -> None:
         array = constant_of(value)
         if array is None:
-            raise InputError(f'the initializer "{name}" has no value', where="executor")
+            raise InputError(f'the initializer "{name}" has no value', hint="Export it again.")
         tensor = torch.from_numpy(np.array(array))
         own = f"value{len(self._names)}"
         if trainable and tensor.is_floating_point():
@@ -188,16 +188,20 @@ def _trained(graph: ir.Graph) -> set[str]:
         if node.domain:
             continue
         places = _TRAINED.get(node.op_type, ())
+        found |= {_moved_from(node.inputs[i]) for i in places if i < len(node.inputs)}
         if node.op_type == "Add" and any(_is_product(value) for value in node.inputs):
-            places = (0, 1)
-        for value in (node.inputs[i] for i in places if i < len(node.inputs)):
-            found.add(_moved_from(value))
-    return found & set(graph.initializers)
+            found |= {value.name or "" for value in node.inputs if value and _is_vector(value)}
+    return {name for name in found if name in graph.initializers}
 
 
 def _is_product(value: ir.Value | None) -> bool:
     producer = value.producer() if value is not None else None
     return producer is not None and producer.op_type in _PRODUCTS
+
+
+def _is_vector(value: ir.Value) -> bool:
+    array = constant_of(value)
+    return array is not None and array.size == max(array.shape, default=1)
 
 
 def _moved_from(value: ir.Value | None) -> str:
@@ -213,9 +217,9 @@ def _moved_from(value: ir.Value | None) -> str:
 def _statistics(graph: ir.Graph) -> set[str]:
     """The names of the running means and variances."""
     return {
-        value.name
+        value.name or ""
         for node in graph
-        if node.op_type == "BatchNormalization"
+        if node.op_type == "BatchNormalization" and not node.domain
         for value in (node.inputs[i] for i in _STATISTICS)
-        if value is not None and value.name
+        if value is not None and value.name in graph.initializers
     }

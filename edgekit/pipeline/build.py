@@ -17,7 +17,8 @@ from edgekit.models.model import Model, to_bytes
 from edgekit.models.source import load
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Cache, key_of, write_json
-from edgekit.pipeline.device import Chain, Project, finish_target, wanted_precisions
+from edgekit.pipeline.candidates import Chain, Project, wanted_precisions
+from edgekit.pipeline.device import finish_target
 from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent
 from edgekit.pipeline.steps import Source
 from edgekit.pipeline.workshop import Workshop

@@ -78,6 +78,7 @@ class TargetResult:
     after: Facts
     verdict: Verdict
     checks: tuple[Check, ...]
+    because: str
     notes: tuple[str, ...]
     folder: str
     files: tuple[str, ...]
@@ -92,6 +93,7 @@ class TargetResult:
             "metric": self.metric_name,
             "precision": self.precision,
             "verdict": self.verdict.value,
+            "because": self.because,
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "arms": [arm.to_json() for arm in self.arms],

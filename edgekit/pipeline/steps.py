@@ -189,6 +189,8 @@ def outputs_step(
             )
         with (folder / OUTPUTS_FILE).open("wb") as stream:
             np.savez(stream, **found)  # type: ignore[arg-type]
+        through = "emulated" if emulated else "through the kernels"
+        write_json(folder / REPORT_FILE, {"said": f"{batches.count} samples, {through}"})
 
     key = key_of(
         "outputs", source=source.key, data=batches.digest, emulated=emulated,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgekit.pipeline.result import Facts, TargetResult
 from edgekit.values import Check, Figure, Unknown, Verdict
 
@@ -125,8 +127,26 @@ def age(seconds: Figure) -> str:
     return "just now" if seconds < 5 else f"{int(seconds)} seconds ago"
 
 
-def verdict_sentence(result: TargetResult) -> str:
+def verdict_sentence(verdict: Verdict, because: str) -> str:
     """The verdict in a line."""
-    if result.verdict is Verdict.PENDING:
-        return "pending: not measured here"
-    return result.verdict.value
+    return f"{verdict.value}: {because}"
+
+
+def document(content: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
+    """A JSON document as rows of a dotted key and a value; long lists are counted."""
+    found: list[tuple[str, str]] = []
+    for key, value in content.items():
+        place = f"{prefix}{key}"
+        if isinstance(value, Mapping) and set(value) == {"unknown"}:
+            found.append((place, str(value["unknown"])))
+        elif isinstance(value, Mapping):
+            found += document(value, f"{place}.")
+        elif isinstance(value, list):
+            found.append((place, ", ".join(map(str, value))))
+        elif isinstance(value, float):
+            found.append((place, f"{value:,.6g}"))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found.append((place, f"{value:,}"))
+        else:
+            found.append((place, "" if value is None else str(value)))
+    return found

@@ -397,8 +397,9 @@ def test_weights_are_trained_and_other_constants_are_not() -> None:
         helper.make_node("Sub", ["x", "input.mean"], ["centred"]),
         helper.make_node("Transpose", ["fc.weight"], ["turned"], perm=[1, 0]),
         helper.make_node("MatMul", ["centred", "turned"], ["product"]),
+        helper.make_node("Add", ["product", "grid"], ["moved_once"]),
         helper.make_node("Add", ["fc.bias", "product"], ["scores"]),
-        helper.make_node("Add", ["scores", "grid"], ["moved"]),
+        helper.make_node("Add", ["scores", "moved_once"], ["moved"]),
         helper.make_node("Reshape", ["moved", "sizes"], ["y"]),
     ]
     module = torch_module(model_of(nodes, {"x": x}, constants))

@@ -1,0 +1,202 @@
+"""The engines that a target could get, and the steps that make and verify them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.data.batches import Batches
+from edgekit.data.metrics import Metric
+from edgekit.engines import machine
+from edgekit.engines.base import EngineRequest, load_engine, runtime_module
+from edgekit.errors import InputError
+from edgekit.models.model import Model
+from edgekit.pipeline import steps
+from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions
+from edgekit.pipeline.steps import Source
+from edgekit.pipeline.workshop import Workshop
+from edgekit.recipe import Recipe
+from edgekit.targets import Precision, Target
+from edgekit.values import Array
+from edgekit.verify import VerifyReport, from_json
+
+_SAMPLES = 4  # real inputs that a runtime may compare outputs on
+_PACKAGES = ("onnxruntime", "tensorrt_rtx_cu12")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """What all targets of a build share, read before the first step."""
+
+    model: Model
+    original: Source
+    calibration: Batches
+    evaluation: Batches
+    metric: Metric
+    cache: Cache
+    place: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A target's models: compressed (BatchNormalization in it), floating (folded), quantized."""
+
+    recipe: Recipe
+    compressed: Source
+    floating: Source
+    quantized: Source | None
+    channel_plan: Step | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One engine that a target could get, and the steps that know of it."""
+
+    precision: Precision
+    source: Source
+    engine: Step
+    verified: Step
+    emulated: Step | None = None
+
+
+def wanted_precisions(target: Target, recipe: Recipe) -> tuple[Precision, ...]:
+    """The precisions of the engines to build, the preferred one first.
+
+    Raises InputError where the target has no hardware for the one that was asked for, or no DLA.
+    """
+    asked = recipe.engine.precision
+    if recipe.engine.dla is not None and recipe.engine.dla >= target.dla.cores:
+        raise InputError(
+            f"{target.title} has no DLA core {recipe.engine.dla}", where="engine.dla",
+            got=f"{target.dla.cores} DLA cores", hint="Take engine.dla out of the recipe.",
+        )  # fmt: skip
+    if asked == "auto":
+        known: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+        offered = [p for p in known if p in target.precisions]
+        if target.runtime.build == "here":
+            return tuple(p for p in offered if p != "fp16")
+        return (offered[0],)
+    if asked not in target.precisions:
+        raise InputError(
+            f"{target.title} has no {asked.upper()} hardware",
+            where=f"engine.precision for {target.name}",
+            got=asked, wanted=", ".join(("auto", *target.precisions)),
+        )  # fmt: skip
+    if asked == "fp16" and target.runtime.name == "tensorrt_rtx":
+        raise InputError(
+            "TensorRT-RTX takes its types from the graph, and edgekit does not write FP16 graphs "
+            "yet",
+            where=f"engine.precision for {target.name}", got="fp16", wanted="auto, int8, fp32",
+        )  # fmt: skip
+    return (asked,)
+
+
+def candidate_of(
+    workshop: Workshop, project: Project, chain: Chain, target: Target, precision: Precision
+) -> Candidate:
+    """Makes the engine of a precision and verifies it against the original."""
+    source = chain.floating
+    if precision == "int8":
+        assert chain.quantized is not None
+        source = chain.quantized
+    here = target.runtime.build == "here"
+    engine = None
+    if target.runtime.build != "device":
+        engine = engine_step(workshop, chain.recipe, target, precision, project, source)
+        workshop.do(engine, target=target.name, describe=_describe_engine)
+    verified = _verify(workshop, project, target, source, emulated=not here)
+    emulated = None
+    if here and precision == "int8":
+        emulated = _verify(workshop, project, target, source, emulated=True)
+    return Candidate(
+        precision=precision, source=source, engine=engine or verified, verified=verified,
+        emulated=emulated,
+    )  # fmt: skip
+
+
+def engine_step(
+    workshop: Workshop, recipe: Recipe, target: Target, precision: Precision, project: Project,
+    source: Source,
+) -> Step:  # fmt: skip
+    """The step that builds an engine on this machine."""
+    request = engine_request(recipe, target, precision, project, source)
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        workshop.progress_of("engine", target.name)(0.0, precision)
+        runtime_module(target.runtime.name).build(request, folder)
+
+    key = key_of("engine", **request_key(request, source))
+    return Step(name="engine", key=key, make=make)
+
+
+def _verify(
+    workshop: Workshop, project: Project, target: Target, source: Source, *, emulated: bool
+) -> Step:
+    """The step that compares a model's outputs with the original's."""
+    cache = project.cache
+    steps_of = [(project.original, False, ""), (source, emulated, target.name)]
+    made = []
+    for model, without_kernels, name in steps_of:
+        step = steps.outputs_step(
+            model, project.evaluation, workshop.progress_of("outputs", name),
+            emulated=without_kernels,
+        )  # fmt: skip
+        workshop.do(step, target=name, describe=steps.describe_said)
+        made.append(step)
+    step = steps.verify_step(cache, made[0], made[1], project.evaluation, project.metric)
+    workshop.do(step, target=target.name, describe=steps.describe_verify)
+    return step
+
+
+def engine_request(
+    recipe: Recipe, target: Target, precision: Precision, project: Project, source: Source
+) -> EngineRequest:
+    """What the runtime is asked for; `source` is in the target's dialect already."""
+    options = recipe.engine
+    workspace = target.builder.workspace_bytes
+    return EngineRequest(
+        model_path=source.path,
+        name=project.model.name,
+        target=target,
+        precision=precision,
+        batch=(options.batch.min, options.batch.opt, options.batch.max),
+        shapes={name: (s.min, s.opt, s.max) for name, s in options.shapes.items()},
+        workspace_bytes=options.workspace_mb * 10**6 if options.workspace_mb else workspace,
+        dla_core=options.dla,
+        threads=options.threads,
+        sample=samples_of(project.calibration, _SAMPLES),
+    )
+
+
+def request_key(request: EngineRequest, source: Source) -> dict[str, object]:
+    """All of a request that decides what is built, JSON-ready."""
+    return {
+        "source": source.key,
+        "target": request.target.model_dump(mode="json", exclude={"sources", "title"}),
+        "precision": request.precision,
+        "batch": request.batch,
+        "shapes": {name: list(extent) for name, extent in request.shapes.items()},
+        "workspace": request.workspace_bytes,
+        "dla": request.dla_core,
+        "threads": request.threads,
+        "versions": versions(_PACKAGES),
+        "cpu": sorted(machine.cpu_flags()) if request.target.runtime.build == "here" else [],
+    }
+
+
+def samples_of(batches: Batches, count: int) -> Mapping[str, Array]:
+    """The first few preprocessed samples, evenly spaced."""
+    chosen = batches.take(count)
+    return next(iter(chosen.with_batch_size(chosen.count))).inputs
+
+
+def report_of(cache: Cache, step: Step) -> VerifyReport:
+    """The report that a verify step left."""
+    return from_json(read_json(cache.entry(step) / steps.REPORT_FILE))
+
+
+def _describe_engine(folder: Path) -> str:
+    engine = load_engine(folder)
+    return f"{engine.precision}, {engine.file_bytes / 1e3:,.0f} kB"

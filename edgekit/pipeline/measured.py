@@ -1,0 +1,237 @@
+"""A target that is this machine: candidates beside the original, measured, chosen, gated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from edgekit import gate
+from edgekit.bench import statistics
+from edgekit.bench.measurement import age_s, load_measurements, same_conditions, save_measurements
+from edgekit.bench.runner import measure_side_by_side
+from edgekit.bench.workload import Arm, Plan, lasting_conditions
+from edgekit.engines import machine
+from edgekit.engines.base import Engine, load_engine
+from edgekit.models.cost import Cost, total_cost
+from edgekit.pipeline import steps
+from edgekit.pipeline.cache import Cache, Step, key_of
+from edgekit.pipeline.candidates import Candidate, Chain, Project, report_of, samples_of
+from edgekit.pipeline.publish import accuracy_estimates, accuracy_evidence, publish
+from edgekit.pipeline.result import Facts, StepEvent, TargetResult
+from edgekit.pipeline.workshop import Workshop
+from edgekit.recipe import Recipe
+from edgekit.targets import Precision, ResolvedTarget, Target
+from edgekit.values import Figure, Measurement, Unknown, Verdict
+from edgekit.verify import VerifyReport
+
+ENGINE_FOLDER, MEASUREMENT_FILE = "engine", "measurement.json"
+
+_BENCH_SAMPLES = 64
+_ACCURACY = ("min_top1", "min_metric", "max_drop", "min_agreement", "min_sqnr_db")
+
+
+def finish_here(  # noqa: PLR0913, PLR0917
+    workshop: Workshop, project: Project, chain: Chain, resolved: ResolvedTarget,
+    candidates: Sequence[Candidate], baseline: Step, rebench: bool,
+) -> TargetResult | None:  # fmt: skip
+    """Measures the candidates beside the original, takes the fastest that is good enough."""
+    target, cache, limits = resolved.target, project.cache, chain.recipe.gate.limits()
+    if workshop.listing:
+        workshop.note("bench", target.name, cached=False, seconds=0.0, said="")
+        return None
+    engines = {"original": load_engine(cache.entry(baseline))}
+    engines |= {c.precision: load_engine(cache.entry(c.engine)) for c in candidates}
+    measured, reused = _measure(workshop, project, chain.recipe, target, engines, rebench=rebench)
+    by_arm = {m.arm: m for m in measured}
+    reports = {c.precision: report_of(cache, c.verified) for c in candidates}
+    original_costs, costs = total_cost(project.model), total_cost(chain.compressed.load())
+    before = _measured_facts(
+        "original", by_arm["original"], reports[candidates[0].precision].before, original_costs,
+        project.original.path.stat().st_size,
+    )  # fmt: skip
+    arms = {
+        c.precision: _measured_facts(
+            c.precision, by_arm[c.precision], reports[c.precision].after, costs,
+            engines[c.precision].file_bytes,
+        )
+        for c in candidates
+    }  # fmt: skip
+    chosen, why = _choose(candidates, by_arm, reports, limits)
+    evidence = accuracy_evidence(reports[chosen.precision], chain.recipe)
+    estimates = dict(evidence.estimates) | gate.measured_estimates(
+        by_arm[chosen.precision], by_arm["original"]
+    )
+    age = age_s(by_arm[chosen.precision], time.time())
+    evidence = replace(evidence, estimates=estimates, on_device=True, age_s=age)
+    decision = gate.decide(evidence, limits)
+    notes = [resolved.note, why, *_emulation_notes(cache, candidates, reports)]
+    notes += [f"measured {'earlier, ' if reused else ''}{_ago(age)}"]
+    notes += [f"{m.arm}: {doubt}" for m in measured for doubt in m.doubts]
+    result = TargetResult(
+        target=target.name,
+        title=target.title,
+        metric_name=project.metric.name,
+        precision=chosen.precision,
+        before=before,
+        after=arms[chosen.precision],
+        arms=(before, *arms.values()),
+        verdict=decision.verdict,
+        checks=decision.checks,
+        because=decision.because,
+        notes=tuple(note for note in notes if note),
+        folder=str(project.place / target.name),
+        files=(),
+        measured_age_s=age,
+    )
+    contents = {
+        ENGINE_FOLDER: cache.entry(chosen.engine),
+        steps.MODEL_FILE: chosen.source.path,
+        MEASUREMENT_FILE: _measurement_path(project, engines, chain.recipe),
+    }
+    return publish(project, chain, result, contents, evidence, limits, by_arm["original"].taken_at)
+
+
+def _measure(
+    workshop: Workshop, project: Project, recipe: Recipe, target: Target,
+    engines: Mapping[str, Engine], *, rebench: bool,
+) -> tuple[tuple[Measurement, ...], bool]:  # fmt: skip
+    """The measurement of all engines side by side, and whether an earlier one still stands.
+
+    One stands for the same engines under the same conditions, until it is older than `max_age`.
+    """
+    options = recipe.bench
+    inputs = samples_of(project.evaluation, _BENCH_SAMPLES)
+    arms = [
+        Arm(
+            name=name, engine=engine, inputs=inputs, batch=options.batch,
+            threads=recipe.engine.threads,
+        )
+        for name, engine in engines.items()
+    ]  # fmt: skip
+    path = _measurement_path(project, engines, recipe)
+    plan = Plan(
+        seconds=options.seconds, rounds=options.rounds, warmup_seconds=options.warmup_seconds
+    )
+    if path.is_file() and not rebench:
+        stored = load_measurements(path)
+        fresh = all(0 <= age_s(m, time.time()) <= options.max_age for m in stored)
+        same = all(
+            same_conditions(m.conditions, lasting_conditions(arm, arms, plan))
+            for m, arm in zip(stored, arms, strict=True)
+        )
+        if fresh and same:
+            said = f"taken {_ago(age_s(stored[0], time.time()))}"
+            workshop.on_event(
+                StepEvent(step="bench", target=target.name, state="cached", said=said)
+            )
+            workshop.note("bench", target.name, cached=True, seconds=0.0, said=said)
+            return stored, True
+    workshop.on_event(StepEvent(step="bench", target=target.name, state="started"))
+    begun = time.monotonic()
+    measured = measure_side_by_side(
+        arms, seconds=options.seconds, rounds=options.rounds,
+        warmup_seconds=options.warmup_seconds,
+        on_progress=workshop.progress_of("bench", target.name),
+    )  # fmt: skip
+    save_measurements(measured, path)
+    said = ", ".join(f"{m.arm} {statistics.fps(m).value:,.0f} FPS" for m in measured)
+    workshop.on_event(StepEvent(step="bench", target=target.name, state="done", said=said))
+    workshop.note("bench", target.name, cached=False, seconds=time.monotonic() - begun, said=said)
+    return measured, False
+
+
+def _measurement_path(project: Project, engines: Mapping[str, Engine], recipe: Recipe) -> Path:
+    """Where the measurement of just these engines under this plan is kept."""
+    options = recipe.bench
+    key = key_of(
+        "measurement",
+        engines={name: engine.sha256 for name, engine in engines.items()},
+        plan=[options.seconds, options.rounds, options.warmup_seconds, options.batch],
+        data=project.evaluation.digest,
+    )
+    return project.cache.folder / "measurements" / f"{key}.json"
+
+
+def _choose(
+    candidates: Sequence[Candidate], by_arm: Mapping[str, Measurement],
+    reports: Mapping[Precision, VerifyReport], limits: Mapping[str, float],
+) -> tuple[Candidate, str]:  # fmt: skip
+    """The fastest candidate that keeps the gate's accuracy, and why it is that one."""
+    accuracy = {name: limit for name, limit in limits.items() if name in _ACCURACY}
+
+    def good_enough(candidate: Candidate) -> bool:
+        if not accuracy:
+            return True
+        estimates = accuracy_estimates(reports[candidate.precision])
+        found = gate.decide(gate.Evidence(estimates=estimates, on_device=True), accuracy)
+        return found.verdict is Verdict.PASS
+
+    rates = {c.precision: statistics.fps(by_arm[c.precision]).value for c in candidates}
+    good = [c for c in candidates if good_enough(c)]
+    chosen = max(good or candidates, key=lambda c: rates[c.precision])
+    if len(candidates) == 1:
+        return chosen, ""
+    others = [c for c in candidates if c is not chosen]
+    compared = ", ".join(
+        f"{rates[chosen.precision] / rates[o.precision]:.2f} times the FPS of {o.precision}"
+        for o in others
+    )
+    why = f"{chosen.precision} was chosen: {compared}"
+    if any(o not in good for o in others) and chosen in good:
+        why += "; the others do not keep the gate's accuracy"
+    if not good:
+        why += "; none keeps the gate's accuracy"
+    flags = machine.cpu_flags()
+    if chosen.precision != "int8" and not flags & {"avx512_vnni", "avx_vnni"}:
+        why += "; this CPU has no VNNI, so INT8 gains little here"
+    return chosen, why
+
+
+def _measured_facts(
+    what: str, measurement: Measurement, metric: float, costs: Cost, file_bytes: int
+) -> Facts:
+    return Facts(
+        what=what,
+        metric=metric,
+        macs=costs.macs,
+        parameters=costs.parameters,
+        file_bytes=file_bytes,
+        fps=statistics.fps(measurement).value,
+        p50_ms=1e3 * statistics.percentile(measurement.samples, 50),
+        p99_ms=1e3 * statistics.percentile(measurement.samples, 99),
+        memory_bytes=measurement.figures.get("peak_memory_bytes", Unknown("not measured")),
+        memory_is="peak of the process",
+    )
+
+
+def _emulation_notes(
+    cache: Cache, candidates: Sequence[Candidate], reports: Mapping[Precision, VerifyReport]
+) -> list[str]:
+    """INT8's quality through the kernels beside the quantization's own."""
+    notes = []
+    for candidate in candidates:
+        if candidate.emulated is None:
+            continue
+        own, through = report_of(cache, candidate.emulated), reports[candidate.precision]
+        notes.append(
+            f"int8: SQNR {_decibels(own.sqnr_db)} emulated, {_decibels(through.sqnr_db)} through "
+            f"the kernels; agreement with the original {_share(own.agreement)} and "
+            f"{_share(through.agreement)}"
+        )
+    return notes
+
+
+def _decibels(value: Figure) -> str:
+    return value.reason if isinstance(value, Unknown) else f"{value:.1f} dB"
+
+
+def _share(value: Figure) -> str:
+    return value.reason if isinstance(value, Unknown) else f"{100 * value:.2f}%"
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s ago"
+    return f"{seconds / 60:.0f} min ago" if seconds < 3600 else f"{seconds / 3600:.1f} h ago"

@@ -1,0 +1,95 @@
+"""What a target's folder holds in the end, and the facts and evidence in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from edgekit import files, gate
+from edgekit.models.cost import Cost
+from edgekit.pipeline import steps
+from edgekit.pipeline.cache import write_json
+from edgekit.pipeline.candidates import Chain, Project
+from edgekit.pipeline.result import Facts, TargetResult
+from edgekit.recipe import Recipe
+from edgekit.values import Figure, Unknown
+from edgekit.verify import VerifyReport
+
+NOT_HERE = Unknown("not measured here")
+EVIDENCE_FILE, REPORT_FILE = "evidence.json", "report.json"
+EVIDENCE_FORMAT = 1
+
+
+def accuracy_evidence(report: VerifyReport, recipe: Recipe) -> gate.Evidence:
+    """What verification says, before anything is measured."""
+    return gate.Evidence(
+        estimates=accuracy_estimates(report),
+        on_device=False,
+        age_s=NOT_HERE,
+        max_age_s=recipe.bench.max_age,
+    )
+
+
+def accuracy_estimates(report: VerifyReport) -> dict[str, gate.Estimate]:
+    """The figures that a gate may ask of accuracy."""
+    found: dict[str, Figure] = {
+        "metric": report.after,
+        "drop": report.drop,
+        "agreement": report.agreement,
+        "sqnr_db": report.sqnr_db,
+    }
+    if report.metric == "top1":
+        found["top1"] = report.after
+    return {name: gate.Estimate(value=value) for name, value in found.items()}
+
+
+def graph_facts(what: str, file_bytes: int, metric: float, costs: Cost) -> Facts:
+    """The facts of an ONNX file that only a device can run: nothing is measured."""
+    return Facts(
+        what=what,
+        metric=metric,
+        macs=costs.macs,
+        parameters=costs.parameters,
+        file_bytes=file_bytes,
+        fps=NOT_HERE,
+        p50_ms=NOT_HERE,
+        p99_ms=NOT_HERE,
+        memory_bytes=NOT_HERE,
+        memory_is="on the device",
+    )
+
+
+def publish(  # noqa: PLR0913, PLR0917
+    project: Project, chain: Chain, result: TargetResult, contents: Mapping[str, Path],
+    evidence: gate.Evidence, limits: Mapping[str, float], taken_at: float,
+) -> TargetResult:  # fmt: skip
+    """Puts a target's files into its folder, all at once, and names them in the result."""
+    if chain.channel_plan is not None:
+        contents = {
+            **contents,
+            steps.PLAN_FILE: project.cache.entry(chain.channel_plan) / steps.PLAN_FILE,
+        }
+    names = (*contents, EVIDENCE_FILE, REPORT_FILE)
+    result = replace(result, files=tuple(sorted(names)))
+    place = project.place / result.target
+    files.remove_partials(place)
+    with files.replacing_folder(place) as folder:
+        for name, source in contents.items():
+            if source.is_dir():
+                shutil.copytree(source, folder / name)
+            else:
+                shutil.copyfile(source, folder / name)
+        write_json(
+            folder / EVIDENCE_FILE,
+            {
+                "format": EVIDENCE_FORMAT,
+                "target": result.target,
+                "limits": dict(limits),
+                "taken_at": taken_at,
+                "evidence": gate.evidence_to_json(evidence),
+            },
+        )
+        write_json(folder / REPORT_FILE, result.to_json())
+    return result
