@@ -64,7 +64,9 @@ def show_table(columns: Iterable[str], lines: Iterable[Iterable[str]], *, title:
     """Draws a table; the first column is on the left, the others on the right."""
     table = _table(title)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(
+            column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0
+        )
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
     err.print(table)
@@ -93,7 +95,7 @@ def show_checks(checks: Iterable[Check]) -> None:
     """Draws a verdict's lines."""
     lines = [rows.check_row(check) for check in checks]
     if lines:
-        show_table(("check", "limit", "value", "interval (95%)", "verdict", "because"), lines)
+        show_table(("check", "limit", "value", "95% interval", "verdict", "because"), lines)
 
 
 def show_verdict(verdict: Verdict, because: str) -> None:

@@ -120,7 +120,7 @@ class ChannelsSection(_Section):
 class RecoverSection(_Section):
     """Distillation from the original on the calibration samples."""
 
-    epochs: Whole = 6
+    epochs: Whole = 8
     learning_rate: Positive = 1e-3
     batch: Whole = 64
     temperature: Positive = 4.0
@@ -139,7 +139,7 @@ class QuantizeSection(_Section):
     """How ranges are observed and chosen. `samples` absent: all calibration samples."""
 
     ranges: Literal["minmax", "percentile"] = "percentile"
-    percentile: Annotated[Number, Field(gt=50, le=100)] = 99.99
+    percentile: Annotated[Number, Field(gt=50, le=100)] = 99.999
     samples: Whole | None = None
 
 

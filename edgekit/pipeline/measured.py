@@ -202,7 +202,7 @@ def _measured_facts(
         p50_ms=1e3 * statistics.percentile(measurement.samples, 50),
         p99_ms=1e3 * statistics.percentile(measurement.samples, 99),
         memory_bytes=measurement.figures.get("peak_memory_bytes", Unknown("not measured")),
-        memory_is="peak of the process",
+        memory_is="process peak",
     )
 
 

@@ -95,7 +95,7 @@ def _planned_facts(what: str, engine: Engine, metric: float, costs: Cost) -> Fac
         p50_ms=NOT_HERE,
         p99_ms=NOT_HERE,
         memory_bytes=sum(known) if len(known) == len(parts) else Unknown("the builder did not say"),
-        memory_is="weights and activations of the plan",
+        memory_is="the plan's",
     )
 
 

@@ -55,7 +55,7 @@ def minmax(observed: TensorRange) -> tuple[float, float]:
     return observed.low, observed.high
 
 
-def percentile(observed: TensorRange, percent: float = 99.99) -> tuple[float, float]:
+def percentile(observed: TensorRange, percent: float = 99.999) -> tuple[float, float]:
     """The range that holds `percent` of the values; the rest is shared by the two tails.
 
     A side on which nothing lies (the negative one after a ReLU) clips nothing. The borders are

@@ -68,7 +68,7 @@ def comparison(result: TargetResult) -> list[Row]:
     """What, before, after, change: one row a figure."""
     before, after, name = result.before, result.after, result.metric_name
     label = "accuracy (top-1)" if name == "top1" else name
-    memory = f"memory ({after.memory_is})"
+    memory = f"memory, {after.memory_is}"
     return [
         (
             label, metric(before.metric, name), metric(after.metric, name),

@@ -1,6 +1,6 @@
 """Trains the example network on Fashion-MNIST and writes what `edgekit.toml` here names.
 
-    python train.py --data FOLDER [--epochs 20] [--out .]
+    python train.py --data FOLDER [--epochs 12] [--out .]
 
 FOLDER holds `fashion_mnist_train.npz` and `fashion_mnist_test.npz`, each with `x` uint8
 (n, 28, 28) and `y` int64 (n,). Fashion-MNIST is MIT-licensed, by Zalando SE.
@@ -200,7 +200,7 @@ def write_images(folder: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     options = parser.parse_args()
@@ -208,7 +208,7 @@ def main() -> None:
     network = FashionNet().to(memory_format=torch.channels_last)
     train(network, *load(options.data, "train"), options.epochs, options.seed)
     print(f"top-1 on the 10,000 test images: {accuracy(network, *load(options.data, 'test')):.4f}")
-    torch.save(network.state_dict(), options.out / "weights.pt")
+    torch.save(network.state_dict(), options.out / "fashion.pt")
     export(network.to(memory_format=torch.contiguous_format), options.out / "fashion.onnx")
     write_images(options.data, options.out)
 
