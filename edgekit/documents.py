@@ -52,6 +52,9 @@ def _faults(
     details: Sequence[ErrorDetails], model: type[BaseModel], prefix: str
 ) -> Iterator[tuple[str, str]]:
     for detail in details:
+        below = any(other["loc"][:-1] == detail["loc"] for other in details)
+        if detail["type"] == "too_short" and below:
+            continue  # an entry that is wrong is not one that is missing
         path = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
         place = ".".join([prefix, *path] if prefix else path) or "the document"
         yield place, _said(detail, model, path)

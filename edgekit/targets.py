@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgekit import documents
 from edgekit.errors import InputError
 
 Precision = Literal["fp32", "fp16", "int8"]
-Positive = Field(gt=0)
+Count = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+# A wheel carries its targets inside the package; in a checkout they lie beside it. In this order:
+# beside an installed package, a folder of that name is somebody else's.
 _PACKAGE = Path(__file__).resolve().parent
-_PLACES = (_PACKAGE.parent / "targets", _PACKAGE / "_targets")
+_PLACES = (_PACKAGE / "_targets", _PACKAGE.parent / "targets")
+
+# NVIDIA's number of a board: "p3767-0005" is a module, "p3768-0000" a carrier.
+_BOARD = re.compile(r"(?<![a-z0-9])p\d{4}-\d{4}(?!\d)")
 
 
 class _Part(BaseModel):
@@ -31,7 +39,7 @@ class Runtime(_Part):
     version: str = Field(pattern=r"^\d+(\.\d+)+$")
     dialect: Literal["onnxruntime", "tensorrt"]
     build: Literal["here", "anywhere", "device"]
-    opset: int = Positive
+    opset: Count
     jetpack: str = ""
     trtexec: str = ""
 
@@ -39,8 +47,8 @@ class Runtime(_Part):
 class Memory(_Part):
     """How much, how fast, and whether the CPU takes from the same pool."""
 
-    bytes: int = Positive
-    bandwidth_bytes_per_s: float = Positive
+    bytes: Count
+    bandwidth_bytes_per_s: Rate
     shared_with_cpu: bool
 
 
@@ -53,34 +61,46 @@ class Dla(_Part):
 class Builder(_Part):
     """Defaults of the engine builder; a recipe's [engine] wins."""
 
-    workspace_bytes: int | None = Field(default=None, gt=0)
+    workspace_bytes: Count | None = None
 
 
 class Identity(_Part):
-    """How the device is recognised: NVIDIA's part numbers of the module, and its SoC."""
+    """How the device is recognised: NVIDIA's numbers of the module, its SoC, its power modes."""
 
-    part_numbers: tuple[str, ...] = Field(default=(), strict=False)
+    p_numbers: tuple[Annotated[str, Field(pattern=r"^p\d{4}-\d{4}$")], ...] = Field(
+        default=(), strict=False
+    )
     soc: str = ""
     power_modes: tuple[str, ...] = Field(default=(), strict=False)
 
 
 class Target(_Part):
-    """A device. `multiple` is the preferred channel multiple by precision, `peak` operations/s."""
+    """A device. `multiple` is the preferred channel multiple by precision, `peak` operations/s.
+
+    A precision that is not in `peak` has an unknown rate; without `memory` it is unknown too.
+    `family_default`: the target that the family's name means where no member is at hand.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
-    title: str
+    title: str = Field(min_length=1)
     family: Literal["cpu", "rtx", "jetson"]
     family_default: bool = False
     compute_capability: str = Field(default="", pattern=r"^(\d+\.\d+)?$")
     precisions: tuple[Precision, ...] = Field(min_length=1, strict=False)
-    multiple: dict[Precision, int]
+    multiple: dict[Precision, Count]
     runtime: Runtime
     memory: Memory | None = None
-    peak: dict[Precision, float] = Field(default_factory=dict)
+    peak: dict[Precision, Rate] = Field(default_factory=dict)
     dla: Dla = Dla()
     builder: Builder = Builder()
     identity: Identity = Identity()
     sources: tuple[str, ...] = Field(default=(), strict=False)
+
+    @model_validator(mode="after")
+    def _knows_its_gpu(self) -> Target:
+        if self.runtime.name != "onnxruntime" and not self.compute_capability:
+            raise ValueError("compute_capability is missing: a GPU's engine is built for one")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +113,13 @@ class ResolvedTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What this machine was found to be. `target` is empty where no profile describes it."""
+    """What this machine was found to be, and by what.
+
+    `target` is empty where no profile describes it; `family` is known even then.
+    """
 
     target: str
+    family: Literal["cpu", "jetson"]
     evidence: str
 
 
@@ -105,8 +129,8 @@ def target_names() -> tuple[str, ...]:
 
 
 def family_names() -> tuple[str, ...]:
-    """The names that mean a member of a family."""
-    return ("jetson",)
+    """The names that mean a member of a family, sorted: the families that have a default."""
+    return tuple(sorted(target.family for target in _shipped() if target.family_default))
 
 
 def load_target(name: str) -> Target:
@@ -116,7 +140,7 @@ def load_target(name: str) -> Target:
     fault in it.
     """
     if name.endswith(".toml"):
-        return _read(Path(name))
+        return _load_file(Path(name))
     names = target_names()
     if name not in names:
         known = (*names, *family_names())
@@ -139,39 +163,45 @@ def resolve_target(name: str, *, root: Path = Path("/")) -> ResolvedTarget:
     if name not in family_names():
         return ResolvedTarget(target=load_target(name), note="")
     machine = detect_machine(root=root)
-    if machine.evidence.startswith("Jetson"):
-        if not machine.target:
-            raise InputError(
-                "this Jetson has no profile yet", got=machine.evidence,
-                wanted=", ".join(target_names()),
-                hint="Name the nearest one, or write your own: --target ./my-jetson.toml",
-            )  # fmt: skip
+    if machine.family != name:
+        default = next(t for t in _shipped() if t.family_default and t.family == name)
         return ResolvedTarget(
-            target=load_target(machine.target), note=f'"{name}" is this machine: {machine.evidence}'
+            target=default, note=f'"{name}" means {default.title}: this machine is no {name}'
         )
-    default = next(t for t in map(load_target, target_names()) if t.family_default)
+    if not machine.target:
+        members = [target.name for target in _shipped() if target.family == name]
+        raise InputError(
+            f"there is no profile of the {name} module that this machine is",
+            got=machine.evidence, wanted=", ".join(members),
+            hint="Name the nearest of these, or write its profile: --target ./my-board.toml",
+        )  # fmt: skip
+    found = load_target(machine.target)
     return ResolvedTarget(
-        target=default, note=f'"{name}" on a machine that is none means {default.title}'
+        target=found, note=f'"{name}" means {found.title}: this machine is one ({machine.evidence})'
     )
 
 
 def detect_machine(*, root: Path = Path("/")) -> Machine:
-    """What this machine is, from the files under `root`: a Jetson by its module's part number.
+    """What this machine is, from the files under `root`: a Jetson by its module's number.
 
     A graphics card is not looked for: `cpu` means that engines for the CPU run here.
     """
     tree = root / "proc" / "device-tree"
-    compatible = _words(tree / "compatible")
-    if any(word.startswith("nvidia,tegra") for word in compatible):
-        said = " ".join(
-            [*_words(tree / "nvidia,boardids"), *_words(tree / "nvidia,dtsfilename"), *compatible]
+    compatible = _strings(tree / "compatible")
+    if not any(word.startswith("nvidia,tegra") for word in compatible):
+        return Machine(
+            target="cpu", family="cpu", evidence=f"{platform.system()} on {platform.machine()}"
         )
-        model = " ".join(_words(tree / "model")) or "unknown model"
-        for target in map(load_target, target_names()):
-            if any(number in said for number in target.identity.part_numbers):
-                return Machine(target=target.name, evidence=f"Jetson, {model}")
-        return Machine(target="", evidence=f"Jetson, {model}, {said[:80]}")
-    return Machine(target="cpu", evidence=f"{platform.system()} on {platform.machine()}")
+    words = [*compatible, *_strings(tree / "nvidia,dtsfilename")]
+    words += _strings(tree / "nvidia,boardids")
+    boards = list(dict.fromkeys(board for word in words for board in _BOARD.findall(word)))
+    model = " ".join(_strings(tree / "model")) or "a Tegra without a model's name"
+    for target in _shipped():
+        for board in boards:
+            if board in target.identity.p_numbers:
+                return Machine(target=target.name, family="jetson", evidence=f"{model}, {board}")
+    said = ", ".join([model, *(boards or compatible)])
+    return Machine(target="", family="jetson", evidence=said)
 
 
 def preferred_multiple(target: Target, precision: Precision) -> int:
@@ -189,6 +219,24 @@ def _folder() -> Path:
     )  # fmt: skip
 
 
+@functools.cache
+def _shipped() -> tuple[Target, ...]:
+    """All shipped targets, in the order of their names."""
+    return tuple(map(load_target, target_names()))
+
+
+def _load_file(path: Path) -> Target:
+    """A user's own target, which may not pass for a shipped one: results are filed by name."""
+    target = _read(path)
+    if target.name in target_names() and path.resolve().parent != _folder().resolve():
+        raise InputError(
+            "this target file has the name of a target that edgekit ships", where=str(path),
+            got=f'name = "{target.name}"', wanted="a name of its own",
+            hint=f'Call it "my-{target.name}", say: results are filed under that name.',
+        )  # fmt: skip
+    return target
+
+
 def _read(path: Path) -> Target:
     document = documents.read_toml(path, what="target")
     try:
@@ -201,10 +249,10 @@ def _read(path: Path) -> Target:
         ) from error
 
 
-def _words(path: Path) -> list[str]:
+def _strings(path: Path) -> list[str]:
     """The NUL-separated strings of a device-tree file; none where it is not there."""
     try:
         content = path.read_bytes()
     except OSError:
         return []
-    return [word.decode(errors="replace") for word in content.split(b"\0") if word]
+    return [word.decode(errors="replace").strip() for word in content.split(b"\0") if word]

@@ -19,13 +19,26 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
+def matched_logits(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half the mean squared difference of the logits.
+
+    For zero-mean logits it is what `soft_targets` tend to at a high temperature (section 2.1
+    there); unlike them it sees a shift of all logits of a sample.
+    """
+    return 0.5 * functional.mse_loss(student, teacher)
+
+
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean squared error over the teacher's mean square: for outputs that are no classes."""
     return functional.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)
 
 
 def imitation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`soft_targets` for class scores (n, classes), `relative_error` for anything else."""
+    """How far the student is from the teacher, for one output.
+
+    Of class scores (n, classes) the sum of `soft_targets`, which weigh the classes in question, and
+    `matched_logits`, which keep the scores themselves; of anything else the `relative_error`.
+    """
     if teacher.ndim == 2 and teacher.shape[1] > 1:
-        return soft_targets(student, teacher, temperature)
+        return soft_targets(student, teacher, temperature) + matched_logits(student, teacher)
     return relative_error(student, teacher)

@@ -52,6 +52,16 @@ def seen() -> Batches:
 
 
 @pytest.fixture
+def residual(residual: Model, seen: Batches) -> Model:
+    """The residual network with the running statistics that these samples give, as if trained."""
+    from edgekit.models.torch_module import torch_module, write_back
+
+    module = torch_module(residual)
+    module.observe_statistics(torch.from_numpy(np.asarray(seen.arrays["image"])))
+    return write_back(module, residual, "trained")
+
+
+@pytest.fixture
 def cut(residual: Model) -> Model:
     return cut_channels(residual, macs=0.6, multiple=1)[0]
 
@@ -64,8 +74,9 @@ def test_recovery_brings_unseen_samples_nearer_to_the_original(
     original, before, after = (
         {"logits": reference(model, unseen)[0]} for model in (residual, cut, recovered)
     )
-    assert fidelity(after, None, original) > fidelity(before, None, original) + 0.2
-    assert agreement(after, original) > agreement(before, original)
+    errors = [1 - fidelity(outputs, None, original) for outputs in (before, after)]
+    assert errors[1] < 0.5 * errors[0]
+    assert agreement(after, original) >= agreement(before, original)
     assert report.after < 0.5 * report.before
     assert len(report.losses) == report.epochs == 12
     assert report.losses[-1] < report.losses[0]

@@ -69,9 +69,32 @@ def test_relative_error_of_an_output_that_is_zero_is_finite() -> None:
 def test_class_scores_are_softened_and_other_outputs_are_not(
     shape: tuple[int, ...], softened: bool
 ) -> None:
-    from edgekit.train.losses import imitation, relative_error, soft_targets
+    from edgekit.train.losses import imitation, relative_error
 
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(*shape, generator=generator) for _ in range(2))
-    expected = soft_targets(student, teacher, 4.0) if softened else relative_error(student, teacher)
-    assert imitation(student, teacher, 4.0).item() == expected.item()
+    found = imitation(student, teacher, 4.0).item()
+    assert (found == relative_error(student, teacher).item()) != softened
+    assert (found == imitation(student, teacher, 2.0).item()) != softened
+
+
+def test_a_shift_of_all_scores_is_seen() -> None:
+    """Soft targets alone are blind to it: the answers would be right and the scores wrong."""
+    from edgekit.train.losses import imitation, soft_targets
+
+    teacher = torch.tensor([[1.0, 5.0, 2.0]])
+    assert soft_targets(teacher + 3, teacher, 4.0).item() == pytest.approx(0, abs=1e-5)
+    assert imitation(teacher + 3, teacher, 4.0).item() == pytest.approx(0.5 * 9, abs=1e-4)
+    assert imitation(teacher, teacher, 4.0).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_matched_logits_are_soft_targets_at_a_high_temperature() -> None:
+    from edgekit.train.losses import matched_logits, soft_targets
+
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    student, teacher = student - student.mean(1, True), teacher - teacher.mean(1, True)
+    soft = soft_targets(student, teacher, 1e4).item()
+    assert matched_logits(student, teacher).item() == pytest.approx(soft, rel=1e-3)

@@ -1,0 +1,365 @@
+"""Channel removal: what goes together, and that a cut computes what a masked network computes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.compress.channels.budget import allowed_counts
+from edgekit.compress.channels.criteria import l2
+from edgekit.compress.channels.cut import cut_channels
+from edgekit.compress.channels.groups import Groups, find_groups
+from edgekit.compress.channels.plan import Plan, plan_from_json
+from edgekit.compress.channels.remove import remove_channels
+from edgekit.errors import InputError
+from edgekit.models.cost import total_cost
+from edgekit.models.model import Model, after_step, constant_of, editable, set_parameter
+from edgekit.models.source import load
+from edgekit.values import Array
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from conftest import residual_graph, run_reference
+
+Reference = Callable[..., list[Array]]
+
+
+class Net:
+    """Builds a small graph, layer by layer, with seeded weights."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.channels = {"x": 3}
+
+    def constant(self, name: str, array: Array) -> str:
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def weights(self, name: str, *shape: int) -> str:
+        fan_in = int(np.prod(shape[1:])) or 1
+        values = self.rng.normal(0, fan_in**-0.5, shape).astype(np.float32)
+        return self.constant(name, values)
+
+    def add(self, op: str, sources: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op, sources, [output], name=output, **attributes))
+        return output
+
+    def conv(self, source: str, name: str, channels: int, size: int = 3, group: int = 1) -> str:
+        shape = (channels, self.channels[source] // group, size, size)
+        inputs = [source, self.weights(f"{name}.w", *shape), self.weights(f"{name}.b", channels)]
+        self.channels[name] = channels
+        return self.add("Conv", inputs, name, pads=[size // 2] * 4, group=group)
+
+    def relu(self, source: str) -> str:
+        self.channels[f"{source}.r"] = self.channels[source]
+        return self.add("Relu", [source], f"{source}.r")
+
+    def norm(self, source: str) -> str:
+        c, name = self.channels[source], f"{source}.n"
+        parameters = [
+            self.constant(f"{name}.{part}", self.rng.uniform(0.5, 1.5, c).astype(np.float32))
+            for part in ("scale", "bias", "mean", "var")
+        ]
+        self.channels[name] = c
+        return self.add("BatchNormalization", [source, *parameters], name)
+
+    def gemm(self, source: str, width: int, classes: int = 5) -> str:
+        inputs = [source, self.weights("fc.w", classes, width), self.weights("fc.b", classes)]
+        return self.add("Gemm", inputs, "y", transB=1)
+
+    def model(self, folder: Path, output: str, shape: list[object]) -> Model:
+        graph = helper.make_graph(
+            self.nodes, "net",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
+            self.constants,
+        )  # fmt: skip
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        path = folder / "net.onnx"
+        onnx.save(proto, path)
+        return load(path)
+
+    def pooled(self, source: str, folder: Path) -> Model:
+        self.add("GlobalAveragePool", [source], "pool")
+        self.add("Flatten", ["pool"], "flat")
+        self.gemm("flat", self.channels[source])
+        return self.model(folder, "y", ["n", 5])
+
+
+def chain(folder: Path) -> Model:
+    net = Net()
+    a = net.relu(net.norm(net.conv("x", "a", 16)))
+    return net.pooled(net.relu(net.conv(a, "b", 24)), folder)
+
+
+def residual(folder: Path) -> Model:
+    net = Net(1)
+    a = net.relu(net.norm(net.conv("x", "a", 16)))
+    b = net.relu(net.conv(a, "b", 32))
+    c = net.conv(b, "c", 16)
+    net.channels["sum"] = 16
+    return net.pooled(net.relu(net.add("Add", [c, a], "sum")), folder)
+
+
+def depthwise(folder: Path) -> Model:
+    net = Net(2)
+    a = net.relu(net.conv("x", "a", 16, 1))
+    b = net.relu(net.norm(net.conv(a, "b", 16, 3, group=16)))
+    return net.pooled(net.conv(b, "c", 24, 1), folder)
+
+
+def widening_depthwise(folder: Path) -> Model:
+    net = Net(3)
+    a = net.relu(net.conv("x", "a", 16, 1))
+    return net.pooled(net.conv(net.conv(a, "b", 32, 3, group=16), "c", 16, 1), folder)
+
+
+def grouped(folder: Path) -> Model:
+    net = Net(4)
+    a = net.relu(net.conv("x", "a", 32))
+    return net.pooled(net.relu(net.conv(a, "b", 64, 3, group=4)), folder)
+
+
+def concatenation(folder: Path) -> Model:
+    net = Net(5)
+    a = net.relu(net.conv("x", "a", 16))
+    left, right = net.relu(net.conv(a, "l", 16)), net.relu(net.conv(a, "r", 24, 1))
+    net.channels["both"] = 40
+    both = net.add("Concat", [left, right], "both", axis=1)
+    return net.pooled(net.relu(net.conv(both, "c", 16)), folder)
+
+
+def flattened(folder: Path) -> Model:
+    net = Net(6)
+    a = net.relu(net.conv("x", "a", 16))
+    net.add("MaxPool", [a], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    net.add("Flatten", ["pool"], "flat")
+    net.gemm("flat", 16 * 16)
+    return net.model(folder, "y", ["n", 5])
+
+
+def reshaped(folder: Path) -> Model:
+    net = Net(7)
+    a = net.relu(net.conv("x", "a", 16))
+    net.add("MaxPool", [a], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    net.add("Reshape", ["pool", net.constant("shape", np.array([0, 256], np.int64))], "flat")
+    net.gemm("flat", 256)
+    return net.model(folder, "y", ["n", 5])
+
+
+def gated(folder: Path) -> Model:
+    net = Net(8)
+    a = net.relu(net.conv("x", "a", 16))
+    net.add("GlobalAveragePool", [a], "squeeze")
+    net.channels["squeeze"] = 16
+    net.add("Sigmoid", [net.conv(net.relu(net.conv("squeeze", "s", 16, 1)), "e", 16, 1)], "gate")
+    net.channels["scaled"] = 16
+    net.add("Mul", [a, "gate"], "scaled")
+    return net.pooled(net.conv("scaled", "c", 24), folder)
+
+
+NETS = [
+    chain, residual, depthwise, widening_depthwise, grouped, concatenation, flattened, reshaped,
+    gated,
+]  # fmt: skip
+
+
+def masked(model: Model, groups: Groups, plan: Plan) -> Model:
+    """The full graph in which every weight that reads a removed channel is zero."""
+    program = editable(model)
+    consumed = {
+        (m.parameter, m.axis) for g in groups.groups for m in g.members if m.role == "consumed"
+    }
+    for (name, axis), kept in plan.kept.items():
+        if (name, axis) in consumed:
+            weight = np.array(constant_of(program.graph.initializers[name]))
+            gone = np.setdiff1d(np.arange(weight.shape[axis]), kept)
+            np.moveaxis(weight, axis, 0)[gone] = 0
+            set_parameter(program.graph, name, weight)
+    return after_step(model, program, "masked")
+
+
+def assert_equivalent(model: Model, cut: Model, plan: Plan, name: str = "x") -> None:
+    shape = [d if isinstance(d, int) else 4 for d in model.inputs[0].shape]
+    x = np.random.default_rng(9).normal(size=shape).astype(np.float32)
+    expected = run_reference(masked(model, find_groups(model), plan), {name: x})[0]
+    found = run_reference(cut, {name: x})[0]
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("make", NETS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("macs", [0.7, 0.5, 0.35])
+def test_a_cut_computes_what_the_masked_network_computes(
+    tmp_path: Path, make: Callable[[Path], Model], macs: float
+) -> None:
+    model = make(tmp_path)
+    try:
+        cut, report = cut_channels(model, macs=macs, multiple=4)
+    except InputError:  # too narrow for this budget: the nearest that it can
+        cut, report = cut_channels(model, macs=0.8, multiple=4)
+    assert report.after.macs < report.before.macs
+    assert total_cost(cut).macs == report.after.macs
+    assert_equivalent(model, cut, report.plan)
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.3, 0.9))
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_choice_of_units_keeps_the_equivalence(tmp_path: Path, seed: int, share: float) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(residual_graph(seed, channels=8), path)
+    model = load(path)
+    groups = find_groups(model)
+    rng = np.random.default_rng(seed)
+    kept = [
+        np.sort(rng.choice(g.units, max(1, round(share * g.units)), replace=False))
+        for g in groups.groups
+    ]
+    cut, plan = remove_channels(model, groups, kept)
+    assert_equivalent(model, cut, plan, "image")
+
+
+def test_residual_add_shrinks_both_branches(tmp_path: Path) -> None:
+    model = residual(tmp_path)
+    group = next(g for g in find_groups(model).groups if g.name == "a.w")
+    assert {m.parameter for m in group.members if m.role == "produced"} == {"a.w", "c.w"}
+    assert group.units == 16
+
+
+def test_depthwise_goes_with_the_channels_that_it_reads(tmp_path: Path) -> None:
+    model = depthwise(tmp_path)
+    cut, report = cut_channels(model, macs=0.6, multiple=4)
+    kept, _ = report.kept["a.w"]
+    node = next(n for n in cut.graph if n.name == "b")
+    assert node.attributes["group"].value == kept
+    assert cut.graph.initializers["b.w"].shape == (kept, 1, 3, 3)
+
+
+def test_flatten_gives_each_channel_all_its_columns(tmp_path: Path) -> None:
+    group = next(g for g in find_groups(flattened(tmp_path)).groups if g.name == "a.w")
+    columns = next(m for m in group.members if m.role == "consumed")
+    assert columns.indices.shape == (16, 16)
+    assert columns.indices[3].tolist() == list(range(48, 64))
+
+
+def test_the_reshape_constant_follows_the_cut(tmp_path: Path) -> None:
+    cut, report = cut_channels(reshaped(tmp_path), macs=0.6, multiple=4)
+    kept, _ = report.kept["a.w"]
+    assert constant_of(cut.graph.initializers["shape"]).tolist() == [0, 16 * kept]
+
+
+def test_outputs_and_inputs_stay_with_the_reason(tmp_path: Path) -> None:
+    groups = find_groups(chain(tmp_path))
+    assert "graph output" in groups.frozen["fc.w"]
+    assert all((m.parameter, m.axis) != ("a.w", 1) for g in groups.groups for m in g.members)
+
+
+def test_an_operator_that_is_not_understood_freezes_what_it_touches(tmp_path: Path) -> None:
+    net = Net()
+    a = net.conv("x", "a", 16)
+    net.add("Softmax", [a], "soft", axis=1)
+    net.channels["soft"] = 16
+    model = net.pooled(net.relu(net.conv("soft", "b", 16)), tmp_path)
+    groups = find_groups(model)
+    assert "Softmax soft stands in the way" in groups.frozen["a.w"]
+    assert [g.name for g in groups.groups] == ["b.w"]
+
+
+def test_a_weight_that_is_used_twice_is_cut_once_for_both(tmp_path: Path) -> None:
+    net = Net()
+    a = net.relu(net.conv("x", "a", 16))
+    b = net.relu(net.conv(a, "b", 16))
+    net.channels["again"] = 16
+    net.add("Conv", [b, "b.w", "b.b"], "again", pads=[1] * 4)
+    model = net.pooled("again", tmp_path)
+    cut, report = cut_channels(model, macs=0.6, multiple=4)
+    assert_equivalent(model, cut, report.plan)
+
+
+def test_names_are_kept_and_the_original_is_untouched(tmp_path: Path) -> None:
+    model = residual(tmp_path)
+    before = {name: v.const_value.numpy().copy() for name, v in model.graph.initializers.items()}
+    cut, _ = cut_channels(model, macs=0.5, multiple=4)
+    assert set(cut.graph.initializers) == set(before)
+    assert all(
+        np.array_equal(v.const_value.numpy(), before[name])
+        for name, v in model.graph.initializers.items()
+    )
+
+
+def test_l2_takes_batchnorm_into_account_by_hand(tmp_path: Path) -> None:
+    model = chain(tmp_path)
+    group = next(g for g in find_groups(model).groups if g.name == "a.w")
+    weight = constant_of(model.graph.initializers["a.w"])
+    gamma = constant_of(model.graph.initializers["a.n.scale"])
+    var = constant_of(model.graph.initializers["a.n.var"])
+    norms = np.sqrt((weight**2).sum((1, 2, 3))) * gamma / np.sqrt(var + 1e-5)
+    assert l2(group, model) == pytest.approx(norms / norms.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("units", "multiple", "counts"),
+    [(128, 32, (128, 96, 64, 32)), (64, 32, (64, 32)), (32, 32, (32, 24, 16, 8)),
+     (20, 32, (20, 16, 8)), (8, 8, (8,)), (100, 32, (100, 96, 64, 32)), (5, 8, (5,))],
+)  # fmt: skip
+def test_allowed_counts(units: int, multiple: int, counts: tuple[int, ...]) -> None:
+    assert allowed_counts(units, multiple) == counts
+
+
+def test_the_budget_is_met_and_never_overshot(tmp_path: Path) -> None:
+    for macs in (0.9, 0.6, 0.4):
+        _, report = cut_channels(residual(tmp_path), macs=macs, multiple=4)
+        assert report.after.macs <= macs * report.before.macs
+
+
+def test_a_budget_out_of_reach_names_what_can_be_reached(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be met") as caught:
+        cut_channels(chain(tmp_path), macs=0.01, multiple=8)
+    assert "at least 0." in caught.value.wanted
+
+
+@pytest.mark.parametrize("macs", [0, -1, 1.01])
+def test_a_budget_outside_0_to_1_is_refused(tmp_path: Path, macs: float) -> None:
+    with pytest.raises(InputError, match="not between 0 and 1"):
+        cut_channels(chain(tmp_path), macs=macs)
+
+
+def test_nothing_to_cut_is_an_error(tmp_path: Path) -> None:
+    net = Net()
+    net.conv("x", "y", 8)
+    model = net.model(tmp_path, "y", ["n", 8, 8, 8])
+    with pytest.raises(InputError, match="no channel of this model can be removed"):
+        cut_channels(model, macs=0.5)
+
+
+def test_a_plan_comes_back_from_its_text(tmp_path: Path) -> None:
+    _, report = cut_channels(chain(tmp_path), macs=0.5, multiple=4)
+    again = plan_from_json(report.plan.to_json())
+    assert again.kept.keys() == report.plan.kept.keys()
+    assert all(np.array_equal(again.kept[k], v) for k, v in report.plan.kept.items())
+    with pytest.raises(InputError):
+        plan_from_json("[1, 2]")
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121"])
+def test_real_architectures(shared_data: Path, tmp_path: Path, name: str) -> None:
+    sys.path.insert(0, str(shared_data / "graphs"))
+    from fill import fill  # type: ignore[import-not-found]
+
+    path = tmp_path / f"{name}.onnx"
+    fill(shared_data / "graphs" / f"{name}.onnx", path)
+    model = load(path)
+    cut, report = cut_channels(model, macs=0.5, multiple=8)
+    assert 0.4 < report.after.macs / report.before.macs <= 0.5
+    assert_equivalent(model, cut, report.plan, model.inputs[0].name)
