@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,13 +23,14 @@ from pydantic import (
 
 from edgekit import documents
 from edgekit.errors import InputError
-from edgekit.targets import family_names, load_target, target_names
+from edgekit.targets import Target, family_names, load_target, target_names
 from edgekit.values import Preprocessing
 
 OVERRIDABLE = ("compress", "quantize", "engine", "gate", "bench")
 
 _METRICS = ("top1", "fidelity")
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -36,35 +40,50 @@ def _share(value: float) -> float:
     return value
 
 
-def _finite_number(value: object) -> object:
-    """TOML's whole numbers are numbers too; its inf and nan are none that can be used."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _quoted(value: str) -> str:
+    """The text between double quotes, on one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _text(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("is empty" if not value else "holds a NUL character")
+    return value
+
+
+def _file_name(value: str) -> str:
+    if value and not _FILE_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} names a folder too: want letters, digits, _, - and .")
+    return value
 
 
 def _metric(name: str) -> str:
-    if name in _METRICS or ":" in name:
+    place, _, function = name.rpartition(":")
+    if name in _METRICS or (place and function.isidentifier()):
         return name
     near = difflib.get_close_matches(name, _METRICS, 1)
     hint = f'; did you mean "{near[0]}"?' if near else ""
     raise ValueError(
-        f'"{name}" is not one of {", ".join(_METRICS)} or package.module:function{hint}'
+        f"{_quoted(name)} is not one of {', '.join(_METRICS)} or package.module:function{hint}"
     )
 
 
 def _seconds(value: object) -> object:
-    if isinstance(value, str):
-        found = _DURATION.match(value)
-        if not found:
-            raise ValueError(f'"{value}" is no duration such as "30m", "12h" or "1d"')
-        return float(found[1]) * _SECONDS[found[2]]
-    raise ValueError(f'wanted a duration such as "12h", got {value!r}')
+    if not isinstance(value, str):
+        raise ValueError(f'wanted a duration such as "12h", got {value!r}')
+    found = _DURATION.fullmatch(value)
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(f'{_quoted(value)} is no duration such as "30m", "12h" or "1d"')
+    return seconds
 
 
-Number = Annotated[float, BeforeValidator(_finite_number), Field(allow_inf_nan=False)]
+Text = Annotated[str, AfterValidator(_text)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[Number, AfterValidator(_share)]
 Positive = Annotated[Number, Field(gt=0)]
-Whole = Annotated[int, Field(ge=1)]
-Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Duration = Annotated[float, BeforeValidator(_seconds)]
 Shape = Annotated[tuple[Whole, ...], Field(strict=False)]
 
 
@@ -75,8 +94,8 @@ class _Section(BaseModel):
 class ModelSection(_Section):
     """The model's file, relative to the recipe, and what to call it (the file's stem)."""
 
-    path: str
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
+    path: Text
+    name: Annotated[str, AfterValidator(_file_name)] = ""
 
 
 class PreprocessingSection(_Section):
@@ -98,8 +117,8 @@ class PreprocessingSection(_Section):
 class DataSection(_Section):
     """Where the samples are: an .npz beside the recipe, or `package.module:function`."""
 
-    calibration: str
-    evaluation: str
+    calibration: Text
+    evaluation: Text
     preprocessing: PreprocessingSection | None = None
 
 
@@ -125,7 +144,7 @@ class RecoverSection(_Section):
     batch: Whole = 64
     temperature: Positive = 4.0
     mirror: bool = True
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class CompressSection(_Section):
@@ -183,7 +202,7 @@ class EngineSection(_Section):
     workspace_mb: Whole | None = None
     dla: int | None = Field(default=None, ge=0)
     streams: Whole = 1
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
 
 
 class GateSection(_Section):
@@ -209,17 +228,20 @@ class BenchSection(_Section):
     """How long to measure each arm, in how many turns; how old a measurement may be used."""
 
     seconds: Positive = 6.0
-    rounds: Annotated[int, Field(ge=2)] = 6
+    rounds: Annotated[int, Field(ge=2)] = 12
     warmup_seconds: Annotated[Number, Field(ge=0)] = 0.5
     batch: Whole = 1
     max_age: Duration = 86400.0
 
 
 class BuildSection(_Section):
-    """What `edgekit build` makes without being told more, and where."""
+    """What `edgekit build` makes without being told more, and where.
 
-    targets: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    out: str = "build"
+    A target is a name, or the path of a board's own file, relative to the recipe.
+    """
+
+    targets: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    out: Text = "build"
 
 
 class Override(_Section):
@@ -230,6 +252,21 @@ class Override(_Section):
     engine: dict[str, Any] = Field(default_factory=dict)
     gate: dict[str, Any] = Field(default_factory=dict)
     bench: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _overridable(cls, sections: object) -> object:
+        unknown = [
+            str(name)
+            for name in (sections if isinstance(sections, Mapping) else ())
+            if name not in OVERRIDABLE
+        ]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], OVERRIDABLE, 1, 0.5)
+            names = " and ".join(map(_quoted, unknown))
+            hint = f'did you mean "{near[0]}"?' if near else f"want {', '.join(OVERRIDABLE)}"
+            raise ValueError(f"{names} cannot be overridden for a target; {hint}")
+        return sections
 
 
 class Recipe(_Section):
@@ -246,11 +283,18 @@ class Recipe(_Section):
     build: BuildSection = BuildSection()
     target: dict[str, Override] = Field(default_factory=dict)
     _folder: Path = Path()
+    _document: dict[str, Any] = {}
+    _boards: dict[str, Target] = {}
 
     @property
     def folder(self) -> Path:
         """The recipe's folder."""
         return self._folder
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What `edgekit build` makes: names, and files as seen from where the caller stands."""
+        return tuple(_from(self._folder, name) for name in self.build.targets)
 
     @property
     def name(self) -> str:
@@ -276,55 +320,95 @@ def load_recipe(path: Path) -> Recipe:
 
 def parse_recipe(document: Mapping[str, Any], path: Path) -> Recipe:
     """The recipe in a document that was read from `path`. Raises as `load_recipe` does."""
-    try:
-        recipe = Recipe.model_validate(dict(document))
-    except ValidationError as error:
-        raise _faulty(
-            path, [*documents.faults(error, Recipe), *_unknown_targets(document)]
-        ) from error
-    found = list(_unknown_targets(document))
-    for name in recipe.target:
-        try:
-            _merged(recipe, [name])
-        except ValidationError as error:
-            found += documents.faults(error, Recipe, f"target.{name}")
+    boards, found = _own_boards(document, path.parent)
+    known = (*target_names(), *family_names(), *boards)
+    found += [*_faults_of(document), *_unknown_targets(document, known)]
+    found += _override_faults(document, boards)
     if found:
-        raise _faulty(path, found)
-    recipe._folder = path.parent
-    return recipe
+        raise InputError(
+            "this recipe has faults" if len(found) > 1 else "this recipe has a fault",
+            where=str(path), got="\n".join(found),
+            hint="`edgekit build --dry-run` prints what a recipe comes to.",
+        )  # fmt: skip
+    return _recipe(copy.deepcopy(dict(document)), path.parent, boards)
 
 
-def for_target(recipe: Recipe, name: str) -> Recipe:
+def for_target(recipe: Recipe, target: str | Target) -> Recipe:
     """The recipe as it is for one device: its family's overrides, then its own on top.
 
-    Raises InputError where an override that fits alone does not fit the family's.
+    What comes back has no overrides any more. A board's own file, which the recipe does not list,
+    is given as the Target that it is.
     """
-    family = load_target(name).family if name in target_names() else ""
-    layers = [layer for layer in (family, name) if layer in recipe.target]
-    try:
-        merged = _merged(recipe, layers)
-    except ValidationError as error:
-        raise _faulty(recipe.folder, documents.faults(error, Recipe, f"target.{name}")) from error
-    merged._folder = recipe.folder
-    return merged
+    name = target if isinstance(target, str) else target.name
+    family = _family(target, recipe._boards)
+    overrides = _table(recipe._document, "target")
+    layers = [_table(overrides, layer) for layer in dict.fromkeys((family, name))]
+    return _recipe(_overridden(recipe._document, *layers), recipe.folder, recipe._boards)
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with its defaults filled in, JSON-ready."""
-    return recipe.model_dump(mode="json", exclude={"target"} if not recipe.target else None)
+    """The recipe with its defaults filled in, paths and overrides as written, JSON-ready."""
+    shown = recipe.model_dump(mode="json", exclude={"target"})
+    shown["model"]["name"] = recipe.name
+    if recipe.target:
+        shown["target"] = {
+            name: override.model_dump(mode="json", exclude_unset=True)
+            for name, override in recipe.target.items()
+        }
+    return shown
 
 
-def _merged(recipe: Recipe, layers: list[str]) -> Recipe:
-    document = recipe.model_dump(exclude_unset=True)
+def _recipe(document: dict[str, Any], folder: Path, boards: dict[str, Target]) -> Recipe:
+    """The Recipe of a document without faults."""
+    recipe = Recipe.model_validate(document)
+    recipe._folder, recipe._document, recipe._boards = folder, document, boards
+    return recipe
+
+
+def _faults_of(document: Mapping[str, Any]) -> list[str]:
+    try:
+        Recipe.model_validate(dict(document))
+    except ValidationError as error:
+        return documents.faults(error, Recipe)
+    return []
+
+
+def _override_faults(document: Mapping[str, Any], boards: Mapping[str, Target]) -> list[str]:
+    """What is wrong with a device's recipe and is not so without its overrides."""
+    overrides = _table(document, "target")
+    plain = _faults_of(_overridden(document))
+    found = []
+    for name in overrides:
+        own = _table(overrides, name)
+        faults = _new_faults(document, own, known=plain)
+        family = _family(name, boards)
+        if family != name and family in overrides:
+            above = _table(overrides, family)
+            known = [*plain, *faults, *_new_faults(document, above, known=plain)]
+            faults += _new_faults(_overridden(document, above), own, known=known)
+        found += [f"target.{name}.{fault}" for fault in faults]
+    return found
+
+
+def _new_faults(
+    document: Mapping[str, Any], override: Mapping[str, Any], *, known: list[str]
+) -> list[str]:
+    """The faults that come with the override, and those that it repeats."""
+    repeated = tuple(f"{place}: " for place in _places(override))
+    said = set()
+    for fault in _faults_of(_overridden(document, override)):
+        if fault not in known or fault.startswith(repeated):
+            said.add(fault)
+    return sorted(said)
+
+
+def _overridden(document: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The document without its overrides, and the sections of each layer merged into it."""
+    merged = {key: value for key, value in document.items() if key != "target"}
     for layer in layers:
-        override = recipe.target[layer].model_dump(exclude_unset=True)
-        document = _deep_merge(document, override)
-    # A duration is read from text, and is a number once it has been read.
-    for section in [document, *(o for o in document.get("target", {}).values())]:
-        age = section.get("bench", {}).get("max_age")
-        if isinstance(age, float):
-            section["bench"]["max_age"] = f"{age}s"
-    return Recipe.model_validate(document)
+        merged = _deep_merge(merged, {name: _table(layer, name) for name in OVERRIDABLE
+                                      if _table(layer, name)})  # fmt: skip
+    return merged
 
 
 def _deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,28 +422,68 @@ def _deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str,
     return merged
 
 
-def _unknown_targets(document: Mapping[str, Any]) -> list[str]:
-    """Names of devices in the recipe that there are no profiles of."""
-    known = (*target_names(), *family_names())
-    overrides = document.get("target")
-    build = document.get("build")
-    listed = build.get("targets") if isinstance(build, Mapping) else None
-    named = [("target", str(n)) for n in overrides] if isinstance(overrides, Mapping) else []
-    if isinstance(listed, list):
-        named += [("build.targets", n) for n in listed if isinstance(n, str)]
-    found = []
+def _places(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The line of sight of every value in a table."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _places(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
+
+
+def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The table of that name; an empty one where there is none, or no table."""
+    found = document.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _family(target: str | Target, boards: Mapping[str, Target]) -> str:
+    """The family whose overrides apply to a target; empty where it has none."""
+    if isinstance(target, str):
+        if target in boards:
+            target = boards[target]
+        elif target in target_names():
+            target = load_target(target)
+        else:
+            return ""
+    return target.family if target.family in family_names() else ""
+
+
+def _listed_targets(document: Mapping[str, Any]) -> list[str]:
+    listed = _table(document, "build").get("targets")
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+
+
+def _own_boards(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Target], list[str]]:
+    """The targets by name whose files `build.targets` lists, and what is wrong with the others."""
+    boards, found = {}, []
+    for name in _listed_targets(document):
+        if not name.endswith(".toml") or "\0" in name:
+            continue
+        try:
+            board = load_target(_from(folder, name))
+        except InputError as error:
+            said = error.got.splitlines() or [error.what]
+            found += [f"build.targets: {name}: {line}" for line in said]
+        else:
+            boards[board.name] = board
+    return boards, found
+
+
+def _from(folder: Path, target: str) -> str:
+    """The name of a target, or the path of its file, which is relative to the folder."""
+    return str(folder / target) if target.endswith(".toml") else target
+
+
+def _unknown_targets(document: Mapping[str, Any], known: Iterable[str]) -> Iterator[str]:
+    """What is said of the names of devices in the recipe that there are no profiles of."""
+    named = [("target", str(name)) for name in _table(document, "target")]
+    named += [("build.targets", n) for n in _listed_targets(document) if not n.endswith(".toml")]
     for place, name in named:
-        if name in known or name.endswith(".toml"):
+        if name in known:
             continue
         near = difflib.get_close_matches(name, known, 1, 0.5)
         hint = f'; did you mean "{near[0]}"?' if near else ""
-        found.append(f'{place}: there is no target called "{name}"{hint}')
-    return found
-
-
-def _faulty(path: Path, found: list[str]) -> InputError:
-    return InputError(
-        "this recipe has faults" if len(found) > 1 else "this recipe has a fault",
-        where=str(path), got="\n".join(found),
-        hint="`edgekit build --dry-run` prints what a recipe comes to.",
-    )  # fmt: skip
+        if not near and place == "target":
+            hint = "; a board of your own is listed in build.targets, as the path of its file"
+        yield f"{place}: there is no target called {_quoted(name)}{hint}"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import InputError
 from edgekit.recipe import Recipe, for_target, load_recipe, parse_recipe, resolved
+from edgekit.targets import load_target
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion" / "edgekit.toml"
 
@@ -97,6 +98,30 @@ def test_defaults_are_filled_in_and_shown() -> None:
          'target.cpu.engine.bacth: unknown key; did you mean "batch"?'),
         ({"target__cpu__gate": {"max_drop": "x"}},
          "target.cpu.gate.max_drop: wanted a number, got 'x'"),
+        ({"target__cpu__gates": {}},
+         'target.cpu: "gates" cannot be overridden for a target; did you mean "gate"?'),
+        ({"target__cpu__engine": {"batch": {"min": 8}}},
+         "target.cpu.engine.batch: min 8, opt 2, max 4 are not in order"),
+        ({"target__cpu__compress": {"channels": {"macs": 2.5}}},
+         "target.cpu.compress.channels.macs: 2.5 is not between 0 and 1"),
+        ({"target__cpu": 3}, "target.cpu: wanted a table, got 3"),
+        ({"model__path": ""}, "model.path: is empty"),
+        ({"model__path": "a\0b"}, "model.path: holds a NUL character"),
+        ({"model__name": ".."},
+         "model.name: '..' names a folder too: want letters, digits, _, - and ."),
+        ({"evaluate__metric": "mine:"},
+         'evaluate.metric: "mine:" is not one of top1, fidelity or package.module:function'),
+        ({"compress__channels__macs": True}, "compress.channels.macs: wanted a number, got True"),
+        ({"compress__channels__macs": 10**400},
+         f"compress.channels.macs: wanted a number, got {10**400}"),
+        ({"engine__precision": None, "engine__shapes": {"x": {"min": [1, 3], "opt": [1]}}},
+         "engine.shapes.x.max: is missing"),
+        ({"engine__shapes": {"x": {"min": [2, 3], "opt": [1, 3], "max": [4, 3]}}},
+         "engine.shapes.x: min, opt and max are not in order"),
+        ({"engine__shapes": {"x": {"min": [1], "opt": [1, 3], "max": [4, 3]}}},
+         "engine.shapes.x: min, opt and max do not have as many axes"),
+        ({"data__preprocessing__mean": [0.1, 0.2]},
+         "data.preprocessing: mean has 2 numbers and std has 1; want as many"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -123,6 +148,143 @@ def test_a_family_s_override_applies_to_its_members_and_theirs_on_top() -> None:
     assert for_target(recipe, "cpu").engine.precision == "auto"
 
 
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("90s", 90), ("30m", 1800), ("1.5 h", 5400), ("1d", 86400)],
+)
+def test_a_duration_is_read_in_its_unit(written: str, seconds: float) -> None:
+    assert parse(bench__max_age=written).bench.max_age == seconds
+
+
+@pytest.mark.parametrize(
+    "written", ["", "1", "d", "1y", "-1d", "1d\n", "0s", "nan d", "1e3s", "9" * 400 + "d"]
+)
+def test_a_duration_that_says_nothing_is_refused(written: str) -> None:
+    assert len(faults(bench__max_age=written)) == 1
+
+
+def test_faults_in_an_override_are_told_together_with_all_others() -> None:
+    found = faults(
+        quantize__rnages="minmax",
+        target__cpu__gate={"min_fps": 0},
+        target__jetson__bench={"rounds": 1},
+        build__targets=["cpuu"],
+    )
+    assert [fault.split(": ")[0] for fault in found] == [
+        "quantize.rnages", "build.targets", "target.jetson.bench.rounds", "target.cpu.gate.min_fps",
+    ]  # fmt: skip
+
+
+def test_a_fault_of_the_recipe_is_not_repeated_for_each_override() -> None:
+    assert faults(gate__max_drop="x") == ["gate.max_drop: wanted a number, got 'x'"]
+
+
+def test_a_mistake_that_an_override_repeats_is_told_in_both_places() -> None:
+    assert faults(gate__max_drop="x", target__cpu__gate={"max_drop": "x"}) == [
+        "gate.max_drop: wanted a number, got 'x'",
+        "target.cpu.gate.max_drop: wanted a number, got 'x'",
+    ]
+
+
+def test_overrides_that_only_fit_apart_are_refused_when_the_recipe_is_read() -> None:
+    family = {"batch": {"min": 4, "opt": 4}}
+    member = {"engine": {"batch": {"max": 2}}}
+    assert parse(target__jetson__engine=family)
+    assert parse(**{"target__jetson-orin-nano-8gb": member})
+    found = faults(target__jetson__engine=family, **{"target__jetson-orin-nano-8gb": member})
+    assert found == [
+        "target.jetson-orin-nano-8gb.engine.batch: min 4, opt 4, max 2 are not in order"
+    ]
+
+
+def test_an_absent_table_is_a_step_that_is_not_done() -> None:
+    assert parse(compress=None).compress.channels is None
+    assert parse(compress__recover=None).compress.recover is None
+    assert parse(compress__recover={}).compress.recover is not None
+
+
+def test_an_override_can_add_a_step_for_one_device() -> None:
+    recipe = parse(compress=None, target__cpu__compress={"channels": {"macs": 0.25}})
+    own = for_target(recipe, "cpu").compress.channels
+    assert own is not None
+    assert own.macs == 0.25
+    assert for_target(recipe, "rtx-3060").compress.channels is None
+
+
+def test_a_recipe_for_one_device_has_no_overrides_left() -> None:
+    own = for_target(parse(), "cpu")
+    assert own.target == {}
+    assert for_target(own, "cpu") == own
+
+
+def test_a_recipe_does_not_change_with_the_document_it_came_from() -> None:
+    document = copy.deepcopy(DOCUMENT)
+    recipe = parse_recipe(document, Path("edgekit.toml"))
+    document["target"]["cpu"]["engine"]["precision"] = "fp16"
+    assert for_target(recipe, "cpu").engine.precision == "auto"
+
+
+def test_paths_are_shown_as_written_and_overrides_too() -> None:
+    shown = resolved(parse())
+    assert shown["model"] == {"path": "m.onnx", "name": "m"}
+    assert shown["target"] == {
+        "jetson": {"gate": {"min_fps": 30}}, "cpu": {"engine": {"precision": "auto"}},
+    }  # fmt: skip
+    assert "target" not in resolved(parse(target=None))
+
+
+BOARD = """
+name = "my-board"
+title = "A Jetson of ours"
+family = "jetson"
+compute_capability = "8.7"
+precisions = ["fp16"]
+multiple = { fp16 = 8 }
+[runtime]
+name = "tensorrt"
+version = "10.3"
+dialect = "tensorrt"
+build = "device"
+opset = 20
+"""
+
+
+def with_board(tmp_path: Path, board: str, **target: Any) -> Recipe:
+    """A recipe in a folder of its own that lists a board beside it."""
+    (tmp_path / "my.toml").write_text(board)
+    document = {**copy.deepcopy(DOCUMENT), "build": {"targets": ["cpu", "my.toml"]}}
+    document["target"].update(target)
+    return parse_recipe(document, tmp_path / "edgekit.toml")
+
+
+def test_a_board_of_ones_own_lies_beside_the_recipe_and_may_be_overridden(tmp_path: Path) -> None:
+    recipe = with_board(tmp_path, BOARD, **{"my-board": {"gate": {"max_size_mb": 2}}})
+    assert recipe.targets == ("cpu", str(tmp_path / "my.toml"))
+    expected = {"max_drop": 0.01, "min_fps": 30, "max_size_mb": 2}
+    assert for_target(recipe, "my-board").gate.limits() == expected
+    assert for_target(recipe, load_target(recipe.targets[1])).gate.limits() == expected
+
+
+def test_a_board_that_no_recipe_lists_still_belongs_to_its_family(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(BOARD)
+    assert for_target(parse(), load_target(str(path))).gate.limits()["min_fps"] == 30
+
+
+def test_a_board_s_faults_are_the_recipe_s_too(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        with_board(tmp_path, BOARD.replace("opset = 20", "opset = 0"))
+    assert caught.value.got == "build.targets: my.toml: runtime.opset: 0 is not more than 0"
+    assert faults(build__targets=["gone.toml"]) == [
+        "build.targets: gone.toml: there is no such target file"
+    ]
+
+
+def test_a_board_that_is_not_listed_has_no_overrides() -> None:
+    (said,) = faults(**{"target__zzz": {}})
+    assert said.endswith("a board of your own is listed in build.targets, as the path of its file")
+
+
 def test_a_missing_recipe_and_a_broken_one_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such recipe file"):
         load_recipe(tmp_path / "edgekit.toml")
@@ -132,34 +294,56 @@ def test_a_missing_recipe_and_a_broken_one_are_named(tmp_path: Path) -> None:
     assert "line 1" in caught.value.got
 
 
-VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
-    st.lists(st.integers(), max_size=2),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.integers(min_value=10**300), st.floats(),
+        st.text(max_size=5), st.dates(), st.sampled_from(["cpu", "jetson", "x.toml", "\0.toml"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.one_of(st.text(max_size=3), st.sampled_from(["batch", "engine", "min", "cpu"])),
+            inner, max_size=3,
+        ),
+    ),
+    max_leaves=4,
 )  # fmt: skip
 
 
 def places(table: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
     for key, value in table.items():
-        found.append((*path, key))
+        found += [(*path, key), (*path, f"{key}x")]
         if isinstance(value, dict):
             found += places(value, (*path, key))
     return found
 
 
-@given(place=st.sampled_from(places(DOCUMENT)), value=VALUES)
+@given(
+    changes=st.lists(
+        st.tuples(st.sampled_from(places(DOCUMENT)), st.one_of(VALUES, st.just(...))),
+        min_size=1, max_size=4,
+    )
+)  # fmt: skip
 @settings(max_examples=300, deadline=None)
-def test_any_value_anywhere_gives_a_recipe_or_an_input_error(
-    place: tuple[str, ...], value: object
+def test_any_document_gives_a_recipe_for_every_device_or_an_input_error(
+    changes: list[tuple[tuple[str, ...], object]],
 ) -> None:
     document = copy.deepcopy(DOCUMENT)
-    table = document
-    for part in place[:-1]:
-        table = table[part]
-    table[place[-1]] = value
+    for place, value in changes:
+        table: Any = document
+        for part in place[:-1]:
+            table = table.get(part) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            continue
+        if value is ...:
+            table.pop(place[-1], None)
+        else:
+            table[place[-1]] = value
     try:
-        outcome: object = parse_recipe(document, Path("edgekit.toml"))
-    except InputError as error:
-        outcome = error
-    assert isinstance(outcome, (Recipe, InputError))
+        recipe = parse_recipe(document, Path("edgekit.toml"))
+    except InputError:
+        return
+    json.dumps(resolved(recipe), allow_nan=False)
+    for name in ("cpu", "rtx-3060", "jetson-orin-nano-8gb"):
+        assert isinstance(for_target(recipe, name), Recipe)

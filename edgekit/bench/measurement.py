@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgekit import files
 from edgekit.errors import InputError
-from edgekit.values import Measurement, figure_from_json, figure_to_json
+from edgekit.values import Measurement, Unknown, figure_from_json, figure_to_json
 
 FORMAT = 1
 
@@ -73,6 +74,32 @@ def load_measurements(path: Path) -> tuple[Measurement, ...]:
             got=f"{type(error).__name__}: {error}",
             hint="Measure again: edgekit bench.",
         ) from error
+
+
+def pooled(earlier: Measurement, later: Measurement) -> Measurement:
+    """Two runs of one arm under the same conditions as one measurement, as old as the earlier.
+
+    Samples and rounds follow one another; of a figure that is a peak the larger one stays.
+    Raises ValueError where the runs are not of the same thing.
+    """
+    same = ("arm", "quantity", "unit", "batch")
+    if any(getattr(earlier, name) != getattr(later, name) for name in same) or not same_conditions(
+        earlier.conditions, later.conditions
+    ):
+        raise ValueError(f"{earlier.arm} and {later.arm} are not runs of the same thing")
+    figures = dict(earlier.figures)
+    for name, value in later.figures.items():
+        before = figures.get(name, value)
+        if not isinstance(before, Unknown) and not isinstance(value, Unknown):
+            figures[name] = max(before, value)
+    count = len(earlier.samples)
+    return replace(
+        earlier,
+        samples=earlier.samples + later.samples,
+        rounds=earlier.rounds + tuple(count + index for index in later.rounds),
+        figures=figures,
+        doubts=tuple(dict.fromkeys(earlier.doubts + later.doubts)),
+    )
 
 
 def age_s(measurement: Measurement, now: float) -> float:

@@ -57,16 +57,22 @@ def percentile_estimate(samples: Sequence[float], percent: float) -> Estimated:
     calls in a row are only roughly. Unknown where n is too small for such ranks.
     """
     value = percentile(samples, percent)
-    n = len(samples)
-    cumulative = np.cumsum(_binomial(n, percent / 100))
+    ranks = _order_ranks(len(samples), percent / 100)
+    if ranks is None:
+        said = f"{len(samples)} samples say too little of it"
+        return Estimated(value=value, interval=Unknown(said))
+    ordered = np.sort(np.asarray(samples, np.float64))
+    return Estimated(value=value, interval=(float(ordered[ranks[0]]), float(ordered[ranks[1]])))
+
+
+def _order_ranks(n: int, p: float) -> tuple[int, int] | None:
+    """The indices l - 1 and u - 1 of `percentile_estimate` in n sorted samples; None: too few."""
+    cumulative = np.cumsum(_binomial(n, p))
     tail = (1 - _CONFIDENCE) / 2
     below = np.flatnonzero(cumulative <= tail)  # P(B <= k): l = k + 1
     above = np.flatnonzero(1 - cumulative <= tail)  # P(B >= k + 1): u = k + 1
     low, high = (int(below[-1]) + 1 if below.size else 0), int(above[0]) + 1
-    if low < 1 or high > n:
-        return Estimated(value=value, interval=Unknown(f"{n} samples say too little of it"))
-    ordered = np.sort(np.asarray(samples, np.float64))
-    return Estimated(value=value, interval=(float(ordered[low - 1]), float(ordered[high - 1])))
+    return None if low < 1 or high > n else (low - 1, high - 1)
 
 
 def _binomial(n: int, p: float) -> Array:
@@ -113,17 +119,24 @@ def fps(measurement: Measurement) -> Estimated:
 def speedup(candidate: Measurement, baseline: Measurement) -> Estimated:
     """How many times the baseline's rate the candidate has, from rounds taken in turn.
 
-    r_i is the ratio of the two rates in round i. The value is exp(mean(ln r_i)), the interval
-    Student's over ln r_i: a drift that slows both arms of a round cancels. Raises ValueError where
-    the two were not measured in the same rounds.
+    r_i is the ratio of the two rates in round i: a drift that slows both arms of a round cancels.
+    The value is exp(median(ln r_i)), its interval that of the median from order statistics (as in
+    `percentile_estimate`), so that a neighbour's burst in a round or two moves neither; with fewer
+    than 6 rounds, which are too few for that, Student's over ln r_i. Raises ValueError where the
+    two were not measured in the same rounds.
     """
     ours, theirs = _round_rates(candidate), _round_rates(baseline)
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} rounds against {len(theirs)}")
     logs = np.log(ours / theirs)
-    found = _student_interval(logs)
+    ranks = _order_ranks(len(logs), 0.5)
+    if ranks is not None:
+        ordered = np.sort(logs)
+        found: tuple[float, float] | Unknown = (float(ordered[ranks[0]]), float(ordered[ranks[1]]))
+    else:
+        found = _student_interval(logs)
     interval = found if isinstance(found, Unknown) else (math.exp(found[0]), math.exp(found[1]))
-    return Estimated(value=math.exp(float(logs.mean())), interval=interval)
+    return Estimated(value=math.exp(float(np.median(logs))), interval=interval)
 
 
 def round_spread(measurement: Measurement) -> float:

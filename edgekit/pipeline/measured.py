@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from edgekit import gate
 from edgekit.bench import statistics
-from edgekit.bench.measurement import age_s, load_measurements, same_conditions, save_measurements
+from edgekit.bench.measurement import (
+    age_s,
+    load_measurements,
+    pooled,
+    same_conditions,
+    save_measurements,
+)
 from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm, Plan, lasting_conditions
 from edgekit.engines import machine
@@ -22,13 +27,14 @@ from edgekit.pipeline.publish import accuracy_estimates, accuracy_evidence, publ
 from edgekit.pipeline.result import Facts, StepEvent, TargetResult
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe
-from edgekit.targets import Precision, ResolvedTarget, Target
+from edgekit.targets import Precision, ResolvedTarget
 from edgekit.values import Figure, Measurement, Unknown, Verdict
 from edgekit.verify import VerifyReport
 
 ENGINE_FOLDER, MEASUREMENT_FILE = "engine", "measurement.json"
 
 _BENCH_SAMPLES = 64
+_MOST_RUNS = 3  # an undecided gate asks for more rounds, up to so many runs
 _ACCURACY = ("min_top1", "min_metric", "max_drop", "min_agreement", "min_sqnr_db")
 
 
@@ -43,9 +49,16 @@ def finish_here(  # noqa: PLR0913, PLR0917
         return None
     engines = {"original": load_engine(cache.entry(baseline))}
     engines |= {c.precision: load_engine(cache.entry(c.engine)) for c in candidates}
-    measured, reused = _measure(workshop, project, chain.recipe, target, engines, rebench=rebench)
-    by_arm = {m.arm: m for m in measured}
     reports = {c.precision: report_of(cache, c.verified) for c in candidates}
+    bench = _Bench(workshop, project, chain.recipe, target.name, engines)
+    reused = bench.reuse() if not rebench else False
+    if not reused:
+        bench.measure()
+    judged = _judge(chain.recipe, candidates, reports, bench.measured)
+    while _undecided(judged.decision) and bench.runs < _MOST_RUNS:
+        bench.measure()
+        judged = _judge(chain.recipe, candidates, reports, bench.measured)
+    by_arm = {m.arm: m for m in bench.measured}
     original_costs, costs = total_cost(project.model), total_cost(chain.compressed.load())
     before = _measured_facts(
         "original", by_arm["original"], reports[candidates[0].precision].before, original_costs,
@@ -58,17 +71,10 @@ def finish_here(  # noqa: PLR0913, PLR0917
         )
         for c in candidates
     }  # fmt: skip
-    chosen, why = _choose(candidates, by_arm, reports, limits)
-    evidence = accuracy_evidence(reports[chosen.precision], chain.recipe)
-    estimates = dict(evidence.estimates) | gate.measured_estimates(
-        by_arm[chosen.precision], by_arm["original"]
-    )
-    age = age_s(by_arm[chosen.precision], time.time())
-    evidence = replace(evidence, estimates=estimates, on_device=True, age_s=age)
-    decision = gate.decide(evidence, limits)
-    notes = [resolved.note, why, *_emulation_notes(cache, candidates, reports)]
+    chosen, decision, age = judged.chosen, judged.decision, judged.age_s
+    notes = [resolved.note, judged.why, *_emulation_notes(cache, candidates, reports)]
     notes += [f"measured {'earlier, ' if reused else ''}{_ago(age)}"]
-    notes += [f"{m.arm}: {doubt}" for m in measured for doubt in m.doubts]
+    notes += [f"{m.arm}: {doubt}" for m in bench.measured for doubt in m.doubts]
     result = TargetResult(
         target=target.name,
         title=target.title,
@@ -88,70 +94,128 @@ def finish_here(  # noqa: PLR0913, PLR0917
     contents = {
         ENGINE_FOLDER: cache.entry(chosen.engine),
         steps.MODEL_FILE: chosen.source.path,
-        MEASUREMENT_FILE: _measurement_path(project, engines, chain.recipe),
+        MEASUREMENT_FILE: bench.path,
     }
-    return publish(project, chain, result, contents, evidence, limits, by_arm["original"].taken_at)
+    taken_at = by_arm["original"].taken_at
+    return publish(project, chain, result, contents, judged.evidence, limits, taken_at)
 
 
-def _measure(
-    workshop: Workshop, project: Project, recipe: Recipe, target: Target,
-    engines: Mapping[str, Engine], *, rebench: bool,
-) -> tuple[tuple[Measurement, ...], bool]:  # fmt: skip
-    """The measurement of all engines side by side, and whether an earlier one still stands.
+class _Bench:
+    """The measurement of all engines side by side: an earlier one that still stands, or new runs.
 
-    One stands for the same engines under the same conditions, until it is older than `max_age`.
+    One stands for the same engines under the same conditions until it is older than `max_age`.
     """
-    options = recipe.bench
-    inputs = samples_of(project.evaluation, _BENCH_SAMPLES)
-    arms = [
-        Arm(
-            name=name, engine=engine, inputs=inputs, batch=options.batch,
-            threads=recipe.engine.threads,
-        )
-        for name, engine in engines.items()
-    ]  # fmt: skip
-    path = _measurement_path(project, engines, recipe)
-    plan = Plan(
-        seconds=options.seconds, rounds=options.rounds, warmup_seconds=options.warmup_seconds
-    )
-    if path.is_file() and not rebench:
-        stored = load_measurements(path)
-        fresh = all(0 <= age_s(m, time.time()) <= options.max_age for m in stored)
-        same = all(
-            same_conditions(m.conditions, lasting_conditions(arm, arms, plan))
-            for m, arm in zip(stored, arms, strict=True)
-        )
-        if fresh and same:
-            said = f"taken {_ago(age_s(stored[0], time.time()))}"
-            workshop.on_event(
-                StepEvent(step="bench", target=target.name, state="cached", said=said)
+
+    def __init__(
+        self, workshop: Workshop, project: Project, recipe: Recipe, target: str,
+        engines: Mapping[str, Engine],
+    ) -> None:  # fmt: skip
+        self.measured: tuple[Measurement, ...] = ()
+        self.runs = 0
+        self._workshop, self._target, self._options = workshop, target, recipe.bench
+        inputs = samples_of(project.evaluation, _BENCH_SAMPLES)
+        self._arms = [
+            Arm(
+                name=name, engine=engine, inputs=inputs, batch=recipe.bench.batch,
+                threads=recipe.engine.threads,
             )
-            workshop.note("bench", target.name, cached=True, seconds=0.0, said=said)
-            return stored, True
-    workshop.on_event(StepEvent(step="bench", target=target.name, state="started"))
-    begun = time.monotonic()
-    measured = measure_side_by_side(
-        arms, seconds=options.seconds, rounds=options.rounds,
-        warmup_seconds=options.warmup_seconds,
-        on_progress=workshop.progress_of("bench", target.name),
-    )  # fmt: skip
-    save_measurements(measured, path)
-    said = ", ".join(f"{m.arm} {statistics.fps(m).value:,.0f} FPS" for m in measured)
-    workshop.on_event(StepEvent(step="bench", target=target.name, state="done", said=said))
-    workshop.note("bench", target.name, cached=False, seconds=time.monotonic() - begun, said=said)
-    return measured, False
+            for name, engine in engines.items()
+        ]  # fmt: skip
+        options = recipe.bench
+        key = key_of(
+            "measurement",
+            engines={name: engine.sha256 for name, engine in engines.items()},
+            plan=[options.seconds, options.rounds, options.warmup_seconds, options.batch],
+            data=project.evaluation.digest,
+        )
+        self.path = project.cache.folder / "measurements" / f"{key}.json"
+
+    def reuse(self) -> bool:
+        """Takes the stored measurement if it still stands, and says how old it is."""
+        if not self.path.is_file():
+            return False
+        stored = load_measurements(self.path)
+        plan = Plan(
+            seconds=self._options.seconds, rounds=self._options.rounds,
+            warmup_seconds=self._options.warmup_seconds,
+        )  # fmt: skip
+        ages = [age_s(m, time.time()) for m in stored]
+        same = len(stored) == len(self._arms) and all(
+            same_conditions(m.conditions, lasting_conditions(arm, self._arms, plan))
+            for m, arm in zip(stored, self._arms, strict=True)
+        )
+        if not same or not all(0 <= age <= self._options.max_age for age in ages):
+            return False
+        self.measured, self.runs = stored, _MOST_RUNS
+        self._tell("cached", f"taken {_ago(ages[0])}")
+        self._workshop.note(
+            "bench", self._target, cached=True, seconds=0.0, said=f"taken {_ago(ages[0])}"
+        )
+        return True
+
+    def measure(self) -> None:
+        """One more run; its rounds join those of the runs before."""
+        begun = time.monotonic()
+        self._tell("started")
+        options = self._options
+        run = measure_side_by_side(
+            self._arms, seconds=options.seconds, rounds=options.rounds,
+            warmup_seconds=options.warmup_seconds,
+            on_progress=self._workshop.progress_of("bench", self._target),
+        )  # fmt: skip
+        earlier = self.measured
+        self.measured = tuple(map(pooled, earlier, run)) if earlier else run
+        self.runs += 1
+        save_measurements(self.measured, self.path)
+        said = ", ".join(f"{m.arm} {statistics.fps(m).value:,.0f} FPS" for m in self.measured)
+        if self.runs > 1:
+            said += f" (run {self.runs}: the gate was undecided)"
+        self._tell("done", said)
+        self._workshop.note(
+            "bench", self._target, cached=False, seconds=time.monotonic() - begun, said=said
+        )
+
+    def _tell(self, state: str, said: str = "") -> None:
+        self._workshop.on_event(
+            StepEvent(step="bench", target=self._target, state=state, said=said)
+        )
 
 
-def _measurement_path(project: Project, engines: Mapping[str, Engine], recipe: Recipe) -> Path:
-    """Where the measurement of just these engines under this plan is kept."""
-    options = recipe.bench
-    key = key_of(
-        "measurement",
-        engines={name: engine.sha256 for name, engine in engines.items()},
-        plan=[options.seconds, options.rounds, options.warmup_seconds, options.batch],
-        data=project.evaluation.digest,
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """The candidate that was taken, why, and what the gate says of it."""
+
+    chosen: Candidate
+    why: str
+    evidence: gate.Evidence
+    decision: gate.Decision
+    age_s: float
+
+
+def _judge(
+    recipe: Recipe,
+    candidates: Sequence[Candidate],
+    reports: Mapping[Precision, VerifyReport],
+    measured: Sequence[Measurement],
+) -> _Judged:
+    limits, by_arm = recipe.gate.limits(), {m.arm: m for m in measured}
+    chosen, why = _choose(candidates, by_arm, reports, limits)
+    age = age_s(by_arm[chosen.precision], time.time())
+    evidence = accuracy_evidence(reports[chosen.precision], recipe)
+    figures = gate.measured_estimates(by_arm[chosen.precision], by_arm["original"])
+    evidence = replace(
+        evidence, estimates={**evidence.estimates, **figures}, on_device=True, age_s=age
     )
-    return project.cache.folder / "measurements" / f"{key}.json"
+    decision = gate.decide(evidence, limits)
+    return _Judged(chosen=chosen, why=why, evidence=evidence, decision=decision, age_s=age)
+
+
+def _undecided(decision: gate.Decision) -> bool:
+    """Whether more rounds could decide: an interval straddles its limit, or was too few's."""
+    return decision.verdict is Verdict.INCONCLUSIVE and any(
+        check.verdict is Verdict.INCONCLUSIVE and gate.RULES[check.name].measured
+        for check in decision.checks
+    )
 
 
 def _choose(

@@ -12,6 +12,7 @@ from edgekit.bench.measurement import (
     age_s,
     changed_conditions,
     load_measurements,
+    pooled,
     same_conditions,
     save_measurements,
 )
@@ -63,3 +64,19 @@ def test_what_passes_does_not_make_conditions_differ() -> None:
     assert changed_conditions(then, {"cpu": "b", "threads": "2"}) == ("cpu",)
     assert changed_conditions(then, {"cpu": "a"}) == ("threads",)
     assert changed_conditions(then, {"cpu": "a", "threads": "2", "new": "x"}) == ("new",)
+
+
+def test_two_runs_pool_into_one_measurement() -> None:
+    later = replace(
+        ONE, samples=(0.4, 0.5), rounds=(0, 1), taken_at=2000.0, doubts=("another",),
+        figures={"peak_memory_bytes": 7e6, "power_w": Unknown("no sensor")},
+        conditions={**ONE.conditions, "other_load": "0.30"},
+    )  # fmt: skip
+    both = pooled(ONE, later)
+    assert both.samples == (*ONE.samples, 0.4, 0.5)
+    assert both.rounds == (0, 2, 3, 4)
+    assert both.figures["peak_memory_bytes"] == 7e6
+    assert both.taken_at == ONE.taken_at
+    assert both.doubts == ("a doubt", "another")
+    with pytest.raises(ValueError, match="not runs of the same thing"):
+        pooled(ONE, replace(ONE, conditions={**ONE.conditions, "threads": "1"}))

@@ -139,7 +139,26 @@ def test_a_drift_that_slows_both_arms_cancels_in_the_ratio() -> None:
     assert found.interval == pytest.approx((2, 2))
 
 
-def test_the_ratio_is_the_geometric_mean_of_the_rounds() -> None:
+def test_a_burst_in_two_rounds_of_twelve_moves_no_ratio() -> None:
+    baseline = measured([[0.2]] * 12)
+    candidate = measured([[0.1]] * 5 + [[0.9]] + [[0.1]] * 5 + [[0.01]])
+    found = speedup(candidate, baseline)
+    assert found.value == pytest.approx(2)
+    assert found.interval == pytest.approx((2, 2))
+
+
+def test_the_interval_of_a_ratio_holds_the_true_one_in_at_least_95_of_100_runs() -> None:
+    rng = np.random.default_rng(6)
+    held = 0
+    for _ in range(1000):
+        ratios = 2 * np.exp(rng.standard_t(2, 12) * 0.02)  # heavy tails
+        found = speedup(measured([[0.1 / r] for r in ratios]), measured([[0.1]] * 12))
+        assert not isinstance(found.interval, Unknown)
+        held += found.interval[0] <= 2 <= found.interval[1]
+    assert 945 <= held <= 975  # ranks 3 and 10 of 12: 96.1%
+
+
+def test_the_ratio_of_two_rounds_is_their_geometric_mean() -> None:
     found = speedup(measured([[0.1], [0.1]]), measured([[0.1], [0.4]]))
     assert found.value == pytest.approx(2)  # of 1 and 4
     backwards = speedup(measured([[0.1], [0.4]]), measured([[0.1], [0.1]]))
