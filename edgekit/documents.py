@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -18,6 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_SHORT = 80
 _TYPES = {
     "int": "a whole number", "float": "a number", "string": "a text", "bool": "true or false",
     "dict": "a table", "model": "a table", "list": "a list", "tuple": "a list",
@@ -36,7 +38,7 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
         ) from error
     try:
         return tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers too long, tables too deep for Python
         raise InputError(f"this {what} file is no TOML", where=str(path), got=str(error)) from error
 
 
@@ -62,7 +64,7 @@ def _faults(
 
 def _said(detail: ErrorDetails, model: type[BaseModel], path: list[str]) -> str:
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
-    got = repr(given) if not isinstance(given, float) else f"{given:g}"
+    got = _shown(given)
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(path[-1], _keys(model, path[:-1]), 1, 0.5)
         return f'unknown key; did you mean "{near[0]}"?' if near else "unknown key"
@@ -75,7 +77,8 @@ def _said(detail: ErrorDetails, model: type[BaseModel], path: list[str]) -> str:
         hint = f'; did you mean "{near[0]}"?' if near else ""
         return f"{got} is not one of {wanted}{hint}"
     if kind in _BOUNDS:
-        return f"{got} is not {_BOUNDS[kind].format(**context)}"
+        limits = {name: _shown(limit) for name, limit in context.items()}
+        return f"{got} is not {_BOUNDS[kind].format(**limits)}"
     if kind == "value_error":
         return str(context["error"])
     stem = kind.removesuffix("_type").removesuffix("_parsing")
@@ -85,32 +88,43 @@ def _said(detail: ErrorDetails, model: type[BaseModel], path: list[str]) -> str:
 
 
 _BOUNDS = {
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
     "finite_number": "a finite number",
     "string_pattern_mismatch": "of the form {pattern}",
     "too_short": "at least {min_length} long",
 }
 
 
+def _shown(value: object) -> str:
+    """The value as TOML would write it, and short."""
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f"{value:g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
+
+
 def _keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """The keys that the table at that path may have."""
-    fields = model.model_fields
+    table: object = model
     for part in path:
-        field = fields.get(part)
-        if field is None:
-            return []
-        inner = next(
-            (
-                kind
-                for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
-                if isinstance(kind, type) and issubclass(kind, BaseModel)
-            ),
-            None,
-        )
-        if inner is None:
-            return []
-        fields = inner.model_fields
-    return list(fields)
+        if isinstance(table, type) and issubclass(table, BaseModel):
+            field = table.model_fields.get(part)
+            table = _table_type(field.annotation) if field is not None else None
+        elif get_origin(table) is dict:  # its keys are the user's own names
+            table = _table_type(get_args(table)[1])
+    return (
+        list(table.model_fields) if isinstance(table, type) and issubclass(table, BaseModel) else []
+    )
+
+
+def _table_type(annotation: object) -> object:
+    """What of a field's type is a table: a model or a dict, `| None` taken off; else None."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return kind
+    return None

@@ -139,7 +139,7 @@ class ChannelsSection(_Section):
 class RecoverSection(_Section):
     """Distillation from the original on the calibration samples."""
 
-    epochs: Whole = 8
+    epochs: Whole = 6
     learning_rate: Positive = 1e-3
     batch: Whole = 64
     temperature: Positive = 4.0

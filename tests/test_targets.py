@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from edgekit import targets
 from edgekit.errors import InputError
 from edgekit.targets import (
     detect_machine,
+    family_names,
     load_target,
     preferred_multiple,
     resolve_target,
@@ -108,3 +113,125 @@ def test_a_broken_board_lists_every_fault(tmp_path: Path) -> None:
     assert 'did you mean "fp32"?' in caught.value.got
     assert "runtime.opset: wanted a whole number, got '17'" in caught.value.got
     assert 'runtime.trtexce: unknown key; did you mean "trtexec"?' in caught.value.got
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (("opset = 17", "opset = 0"), "runtime.opset: 0 is not more than 0"),
+        (("fp32 = 8", "fp32 = 0"), "multiple.fp32: 0 is not more than 0"),
+        (('name = "onnxruntime"', 'name = "tensorrt"'), "compute_capability is missing"),
+        (('build = "here"', 'build = "there"'), 'did you mean "here"?'),
+        (('title = "A board"', ""), "title: is missing"),
+        (
+            ("[runtime]", "peak = { fp32 = inf }\n[runtime]"),
+            "peak.fp32: inf is not a finite number",
+        ),
+        (("[runtime]", "[identity]\np_numbers = [3767]\n[runtime]"), "identity.p_numbers.0"),
+    ],
+)
+def test_a_fault_in_a_board_has_its_line_of_sight(
+    tmp_path: Path, broken: tuple[str, str], said: str
+) -> None:
+    path = tmp_path / "my-board.toml"
+    path.write_text(BOARD.replace(*broken))
+    with pytest.raises(InputError) as caught:
+        load_target(str(path))
+    assert said in caught.value.got
+    assert caught.value.where == str(path)
+
+
+def test_a_board_may_not_take_the_name_of_a_shipped_target(tmp_path: Path) -> None:
+    path = tmp_path / "my-board.toml"
+    path.write_text(BOARD.replace("my-board", "cpu"))
+    with pytest.raises(InputError, match="name of a target that edgekit ships"):
+        load_target(str(path))
+
+
+def test_a_shipped_target_may_be_named_by_its_file() -> None:
+    path = Path(__file__).resolve().parent.parent / "targets" / "cpu.toml"
+    assert load_target(str(path)) == load_target("cpu")
+
+
+def test_a_board_that_is_not_there_and_one_that_is_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such target file"):
+        load_target(str(tmp_path / "gone.toml"))
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(InputError, match="no TOML"):
+        load_target(str(tmp_path / "bad.toml"))
+
+
+def test_a_precision_without_a_multiple_of_its_own_prefers_none() -> None:
+    assert preferred_multiple(load_target("cpu"), "fp16") == 1
+
+
+def test_every_family_has_one_default() -> None:
+    defaults = [t.family for t in map(load_target, target_names()) if t.family_default]
+    assert tuple(sorted(defaults)) == family_names() == ("jetson",)
+
+
+def test_peak_rates_are_those_of_the_units_and_the_clock() -> None:
+    nano, rtx = load_target("jetson-orin-nano-8gb"), load_target("rtx-3060")
+    per_clock = {"fp32": 128 * 2, "fp16": 1024 * 2, "int8": 2048 * 2}  # Orin: an SM's operations
+    for precision, operations in per_clock.items():
+        assert nano.peak[precision] == pytest.approx(8 * 1.02e9 * operations, rel=0.02)  # type: ignore[index]
+    per_clock = {"fp32": 128 * 2, "fp16": 1024, "int8": 2048}  # GA10x, FP32 accumulation apart
+    for precision, operations in per_clock.items():
+        assert rtx.peak[precision] == pytest.approx(28 * 1.777e9 * operations, rel=0.02)  # type: ignore[index]
+
+
+JETPACK_5 = "/dvs/kernel-dts/tegra234-p3767-0003-p3768-0000-a0.dts"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"compatible": "nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0nvidia,tegra234"},
+        {"compatible": "nvidia,p3767-0003\0nvidia,tegra234"},
+        {"compatible": "nvidia,tegra234", "nvidia_dtsfilename": JETPACK_5},
+        {"compatible": "nvidia,tegra234", "nvidia_boardids": "p3767-0005"},
+    ],
+    ids=["super", "module", "dtsfilename", "boardids"],
+)
+def test_an_orin_nano_is_known_by_its_module_wherever_that_is_written(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    machine = detect_machine(root=device_tree(tmp_path, **files))
+    assert (machine.target, machine.family) == ("jetson-orin-nano-8gb", "jetson")
+
+
+@pytest.mark.parametrize("module", ["p3767-0004", "p3767-0000", "p3701-0005", "p3767-00051"])
+def test_another_module_of_the_family_is_no_orin_nano_8gb(tmp_path: Path, module: str) -> None:
+    root = device_tree(tmp_path, compatible=f"nvidia,p3768-0000+{module}\0nvidia,tegra234")
+    machine = detect_machine(root=root)
+    assert (machine.target, machine.family) == ("", "jetson")
+
+
+def test_a_device_tree_without_a_tegra_is_a_cpu(tmp_path: Path) -> None:
+    root = device_tree(tmp_path, compatible="raspberrypi,5-model-b\0brcm,bcm2712")
+    machine = detect_machine(root=root)
+    assert (machine.target, machine.family) == ("cpu", "cpu")
+
+
+def test_an_ordinary_name_has_no_note() -> None:
+    assert resolve_target("rtx-3060").note == ""
+
+
+def test_an_installed_package_finds_its_own_targets_and_no_neighbour_s(tmp_path: Path) -> None:
+    package = Path(targets.__file__).parent
+    site = tmp_path / "site-packages"
+    shutil.copytree(package, site / "edgekit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package.parent / "targets", site / "edgekit" / "_targets")
+    (site / "targets").mkdir()
+    (site / "targets" / "stranger.toml").write_text("")
+    code = "from edgekit.targets import target_names; print(*target_names())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=site, capture_output=True, text=True, check=True
+    )
+    assert tuple(done.stdout.split()) == target_names()
+
+
+def test_targets_are_read_without_numpy_or_onnx() -> None:
+    code = "import sys, edgekit.targets; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "onnx", "onnx_ir", "onnxruntime", "torch"} & set(done.stdout.split())

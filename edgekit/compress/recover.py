@@ -35,7 +35,7 @@ _JUDGED_SAMPLES = 500
 class RecoverOptions:
     """How long and how. `mirror` also shows images (n, c, h, w) flipped from left to right."""
 
-    epochs: int = 8
+    epochs: int = 6
     learning_rate: float = 1e-3
     batch: int = 64
     temperature: float = 4.0

@@ -107,7 +107,7 @@ def _project(request: BuildRequest) -> tuple[Project, list[ResolvedTarget], Reci
     recipe = load_recipe(request.recipe)
     targets = _targets(request, recipe)
     for target in targets:
-        wanted_precisions(target.target, for_target(recipe, target.target.name))
+        wanted_precisions(target.target, for_target(recipe, target.target))
     path = recipe.folder / recipe.model.path
     model = load(path, name=recipe.name, preprocessing=recipe.preprocessing)
     inputs, folder = model.inputs, recipe.folder
@@ -139,7 +139,7 @@ def _project(request: BuildRequest) -> tuple[Project, list[ResolvedTarget], Reci
 
 
 def _targets(request: BuildRequest, recipe: Recipe) -> list[ResolvedTarget]:
-    names = request.targets or recipe.build.targets
+    names = request.targets or recipe.targets
     if not names:
         raise InputError(
             "there is no target to build for", where=str(request.recipe),
@@ -179,7 +179,7 @@ def _chains(
     everything = [target.target for target in targets]
     for resolved_target in targets:
         target = resolved_target.target
-        wanted = for_target(recipe, target.name)
+        wanted = for_target(recipe, target)
         multiple = _multiple(everything, recipe, wanted)
         yield _chain(workshop, project, target, wanted, multiple), resolved_target
 
@@ -189,7 +189,7 @@ def _multiple(targets: list[Target], recipe: Recipe, wanted: Recipe) -> int:
     preferred = [
         preferred_multiple(target, precision)
         for target in targets
-        if (own := for_target(recipe, target.name)).compress == wanted.compress
+        if (own := for_target(recipe, target)).compress == wanted.compress
         for precision in wanted_precisions(target, own)
     ]
     return max(preferred, default=DEFAULT_MULTIPLE)

@@ -71,6 +71,11 @@ def wanted_precisions(target: Target, recipe: Recipe) -> tuple[Precision, ...]:
             f"{target.title} has no DLA core {recipe.engine.dla}", where="engine.dla",
             got=f"{target.dla.cores} DLA cores", hint="Take engine.dla out of the recipe.",
         )  # fmt: skip
+    if recipe.engine.streams > 1:
+        raise InputError(
+            "engines are built and measured for one stream so far", where="engine.streams",
+            got=str(recipe.engine.streams), wanted="1",
+        )  # fmt: skip
     if asked == "auto":
         known: tuple[Precision, ...] = ("int8", "fp16", "fp32")
         offered = [p for p in known if p in target.precisions]

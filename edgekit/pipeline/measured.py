@@ -222,7 +222,7 @@ def _choose(
     candidates: Sequence[Candidate], by_arm: Mapping[str, Measurement],
     reports: Mapping[Precision, VerifyReport], limits: Mapping[str, float],
 ) -> tuple[Candidate, str]:  # fmt: skip
-    """The fastest candidate that keeps the gate's accuracy, and why it is that one."""
+    """The fastest candidate that keeps the gate's accuracy, and why; of two alike the smaller."""
     accuracy = {name: limit for name, limit in limits.items() if name in _ACCURACY}
 
     def good_enough(candidate: Candidate) -> bool:
@@ -232,25 +232,41 @@ def _choose(
         found = gate.decide(gate.Evidence(estimates=estimates, on_device=True), accuracy)
         return found.verdict is Verdict.PASS
 
-    rates = {c.precision: statistics.fps(by_arm[c.precision]).value for c in candidates}
     good = [c for c in candidates if good_enough(c)]
-    chosen = max(good or candidates, key=lambda c: rates[c.precision])
+    chosen, *others = good or candidates
+    for other in others:
+        if _better(by_arm[other.precision], by_arm[chosen.precision]):
+            chosen = other
     if len(candidates) == 1:
         return chosen, ""
-    others = [c for c in candidates if c is not chosen]
-    compared = ", ".join(
-        f"{rates[chosen.precision] / rates[o.precision]:.2f} times the FPS of {o.precision}"
-        for o in others
-    )
-    why = f"{chosen.precision} was chosen: {compared}"
-    if any(o not in good for o in others) and chosen in good:
-        why += "; the others do not keep the gate's accuracy"
+    compared = [_compared(by_arm, chosen, c) for c in candidates if c is not chosen]
+    why = f"{chosen.precision} was chosen: {', '.join(compared)}"
+    if good and len(good) < len(candidates):
+        why += "; what was left out does not keep the gate's accuracy"
     if not good:
         why += "; none keeps the gate's accuracy"
-    flags = machine.cpu_flags()
-    if chosen.precision != "int8" and not flags & {"avx512_vnni", "avx_vnni"}:
-        why += "; this CPU has no VNNI, so INT8 gains little here"
+    if not machine.cpu_flags() & {"avx512_vnni", "avx_vnni", "i8mm", "asimddp"}:
+        why += "; this CPU has no 8-bit dot product, so INT8 gains little here"
     return chosen, why
+
+
+def _better(one: Measurement, other: Measurement) -> bool:
+    """Whether one is faster beyond doubt, or as fast (as far as 95% can tell) and smaller."""
+    interval = statistics.speedup(one, other).interval
+    low, high = (1.0, 1.0) if isinstance(interval, Unknown) else interval
+    if low > 1 or high < 1:
+        return low > 1
+    sizes = [m.figures.get("file_bytes", 0.0) for m in (one, other)]
+    return not any(isinstance(size, Unknown) for size in sizes) and sizes[0] < sizes[1]  # type: ignore[operator]
+
+
+def _compared(by_arm: Mapping[str, Measurement], chosen: Candidate, other: Candidate) -> str:
+    found = statistics.speedup(by_arm[chosen.precision], by_arm[other.precision])
+    if isinstance(found.interval, Unknown):
+        return f"{found.value:.2f} times the FPS of {other.precision}"
+    low, high = found.interval
+    said = f"{found.value:.2f} times the FPS of {other.precision} ({low:.2f} to {high:.2f})"
+    return f"{said}, no clear difference, and smaller" if low <= 1 <= high else said
 
 
 def _measured_facts(

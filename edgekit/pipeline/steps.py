@@ -166,7 +166,7 @@ def quantize_step(
         write_json(folder / REPORT_FILE, {**asdict(report), "said": str(report)})
 
     key = key_of(
-        "quantize", source=source.key, ranges=observed.key, dialect=repr(dialect),
+        "quantize", source=source.key, ranges=observed.key, dialect=dialect.as_json(),
         how=[options.ranges, options.percentile],
     )  # fmt: skip
     return Step(name="quantize", key=key, make=make)

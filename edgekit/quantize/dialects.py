@@ -36,6 +36,16 @@ class Dialect:
     shared_scale: Set[str]  # operators whose inputs and output must have one scale
     fused_activations: Set[str]  # no Q/DQ between an operator of `places` and one of these
 
+    def as_json(self) -> dict[str, object]:
+        """Every rule, JSON-ready and in the same order in every process."""
+        found: dict[str, object] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Mapping):
+                found[name] = {op: side.value for op, side in sorted(value.items())}
+            else:
+                found[name] = sorted(value) if isinstance(value, Set) else value
+        return found
+
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _COPIES = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
