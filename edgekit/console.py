@@ -60,12 +60,21 @@ def show_error(error: EdgekitError) -> None:
     err.print(Panel(Group(*body), title="edgekit", title_align="left", border_style="red"))
 
 
-def show_table(columns: Iterable[str], lines: Iterable[Iterable[str]], *, title: str = "") -> None:
-    """Draws a table; the first column is on the left, the others on the right."""
+def show_table(
+    columns: Iterable[str], lines: Iterable[Iterable[str]], *, title: str = "", prose: str = ""
+) -> None:
+    """Draws a table; the first column is on the left, the others on the right.
+
+    No cell of the first column is broken, and where one is called `prose`, none but its own.
+    """
     table = _table(title)
     for index, column in enumerate(columns):
+        is_prose = column == prose
         table.add_column(
-            column, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0
+            column,
+            justify="left" if index == 0 or is_prose else "right",
+            overflow="fold",
+            no_wrap=index == 0 or (bool(prose) and not is_prose),
         )
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
@@ -81,7 +90,7 @@ def show_target(result: TargetResult) -> None:
     )
     if len(result.arms) > 1:
         show_table(
-            ("measured side by side", result.metric_name, "size", "FPS", "p50", "p99", "memory"),
+            ("side by side", result.metric_name, "size", "FPS", "p50", "p99", "memory"),
             (rows.arm_row(arm, result.metric_name) for arm in result.arms),
         )
     for note in result.notes:
@@ -95,7 +104,11 @@ def show_checks(checks: Iterable[Check]) -> None:
     """Draws a verdict's lines."""
     lines = [rows.check_row(check) for check in checks]
     if lines:
-        show_table(("check", "limit", "value", "95% interval", "verdict", "because"), lines)
+        show_table(
+            ("check", "limit", "value", "95% interval", "verdict", "because"),
+            lines,
+            prose="because",
+        )
 
 
 def show_verdict(verdict: Verdict, because: str) -> None:
@@ -133,7 +146,8 @@ def show_plan(plan: BuildPlan) -> None:
 
 def show_targets(listing: Listing) -> None:
     """Draws the profiles; the one that this machine is has a star."""
-    show_table(("target", "device", "precisions", "runtime", "engine built"), listing.rows())
+    columns = ("target", "device", "precisions", "runtime", "engine built")
+    show_table(columns, listing.rows())
     say(f"  * this machine: {listing.evidence}")
 
 
@@ -179,6 +193,7 @@ def show_inspection(found: Inspection) -> None:
         show_table(
             ("preflight", "answer", "said"),
             ((line.check, line.answer.value, line.said) for line in found.preflight.lines),
+            prose="said",
             title=f"{found.preflight.target}: {found.preflight.verdict.value}",
         )
 

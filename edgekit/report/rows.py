@@ -12,7 +12,7 @@ Row = tuple[str, str, str, str]
 _PERCENT_METRICS = frozenset({"top1"})
 _LIMIT_UNITS = {
     "min_fps": "FPS", "max_p99_ms": "ms", "max_memory_mb": "MB", "max_size_mb": "MB",
-    "min_speedup": "x", "min_sqnr_db": "dB",
+    "min_speedup": "times", "min_sqnr_db": "dB",
 }  # fmt: skip
 
 
@@ -21,6 +21,13 @@ def quantity(value: Figure, scale: float = 1.0, digits: int = 1, unit: str = "")
     if isinstance(value, Unknown):
         return value.reason
     return f"{value / scale:,.{digits}f}{' ' + unit if unit else ''}"
+
+
+def rate(value: Figure) -> str:
+    """Frames a second, a digit behind the point where there are few."""
+    if isinstance(value, Unknown):
+        return value.reason
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
 
 
 def count(value: Figure) -> str:
@@ -84,7 +91,7 @@ def comparison(result: TargetResult) -> list[Row]:
             ratio(before.file_bytes, after.file_bytes),
         ),
         (
-            "FPS", quantity(before.fps), quantity(after.fps),
+            "FPS", rate(before.fps), rate(after.fps),
             ratio(before.fps, after.fps, more_is_better=True),
         ),
         (
@@ -101,7 +108,7 @@ def comparison(result: TargetResult) -> list[Row]:
 def arm_row(arm: Facts, name: str) -> tuple[str, ...]:
     """One measured candidate: what, metric, size, FPS, p50, p99, memory."""
     return (
-        arm.what, metric(arm.metric, name), size(arm.file_bytes), quantity(arm.fps),
+        arm.what, metric(arm.metric, name), size(arm.file_bytes), rate(arm.fps),
         quantity(arm.p50_ms, digits=3, unit="ms"), quantity(arm.p99_ms, digits=3, unit="ms"),
         size(arm.memory_bytes),
     )  # fmt: skip
@@ -129,7 +136,7 @@ def age(seconds: Figure) -> str:
 
 def verdict_sentence(verdict: Verdict, because: str) -> str:
     """The verdict in a line."""
-    return f"{verdict.value}: {because}"
+    return because if because.startswith(verdict.value) else f"{verdict.value}: {because}"
 
 
 def document(content: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
