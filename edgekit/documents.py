@@ -37,9 +37,10 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
             f"this {what} file cannot be read", where=str(path), got=str(error)
         ) from error
     try:
-        return tomllib.loads(content)
+        document: dict[str, Any] = tomllib.loads(content)
     except (ValueError, RecursionError) as error:  # numbers too long, tables too deep for Python
         raise InputError(f"this {what} file is no TOML", where=str(path), got=str(error)) from error
+    return document
 
 
 def faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
