@@ -97,7 +97,7 @@ class Decision:
             "verdict": self.verdict.value,
             "because": self.because,
             "gated": len(self.checks),
-            "checks": [_check_to_json(check) for check in self.checks],
+            "checks": [check_to_json(check) for check in self.checks],
         }
 
 
@@ -286,7 +286,8 @@ def evidence_from_json(stored: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _check_to_json(check: Check) -> dict[str, object]:
+def check_to_json(check: Check) -> dict[str, object]:
+    """One line of a verdict, JSON-ready."""
     return {
         "name": check.name,
         "limit": check.limit,

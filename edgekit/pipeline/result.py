@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from edgekit.gate import check_to_json
 from edgekit.values import Check, Figure, Verdict, figure_to_json
 
 
@@ -154,15 +155,3 @@ class BuildResult:
             ],
             "reports": dict(self.reports),
         }
-
-
-def check_to_json(check: Check) -> dict[str, object]:
-    """One line of a verdict, JSON-ready."""
-    return {
-        "name": check.name,
-        "limit": check.limit,
-        "value": figure_to_json(check.value),
-        "interval": list(check.interval) if check.interval else None,
-        "verdict": check.verdict.value,
-        "because": check.because,
-    }

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.compress.channels.propagate import Slot, Trace, trace
+from edgekit.compress.channels.propagate import trace
+from edgekit.compress.channels.trace import Slot, Trace
 from edgekit.models.model import Model
 from edgekit.values import Array
 
