@@ -186,6 +186,37 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert result.exit_code == 0
 
 
+def limited(most_bytes: int) -> Callable[[], None]:
+    """Makes a child's files end at that size, as a full disk would: the system says EFBIG."""
+
+    def limit() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
+    return limit
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("most_bytes", [500, 5_000, 25_000, 60_000])
+def test_a_file_that_cannot_grow_ends_in_one_panel_wherever_it_strikes(
+    project: Path, most_bytes: int
+) -> None:
+    pytest.importorskip("torch", reason="needs the compress extra")
+    recover = "[compress.recover]\nepochs = 1\n[compress.channels]\n"
+    (project / "edgekit.toml").write_text(RECIPE.replace("[compress.channels]\n", recover))
+    done = subprocess.run(
+        command(project, "--target", "rtx-3060"), capture_output=True, text=True, check=False,
+        preexec_fn=limited(most_bytes),
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    assert done.stderr.count("the disk is full") == 1
+    assert "Traceback" not in done.stderr
+    assert not [name for name in tree(project / "build") if ".partial" in name]
+    result, _ = run_build(project, targets=("rtx-3060",))
+    assert result.exit_code == 0
+
+
 def command(project: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "edgekit.cli", "build", str(project / "edgekit.toml"), *arguments]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import pickle
@@ -148,8 +149,9 @@ def _save(
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    with files.replacing(path) as partial:
-        torch.save(state, partial)
+    content = io.BytesIO()  # into a file, torch says of a full disk only that it is a RuntimeError
+    torch.save(state, content)
+    files.write_bytes(path, content.getvalue())
 
 
 def _resume(
