@@ -23,10 +23,10 @@ from edgekit.models.torch_module import torch_module
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion"
 
 
-def seconds(run: Callable[[], object], times: int = 3) -> float:
+def seconds(step: Callable[[str], None], name: str, times: int = 3) -> float:
     begun = time.perf_counter()
     for _ in range(times):
-        run()
+        step(name)
     return (time.perf_counter() - begun) / times
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         for name in modules:
             step(name)
         for _ in range(options.rounds):
-            taken = {name: seconds(lambda n=name: step(n)) for name in modules}  # type: ignore[misc]
+            taken = {name: seconds(step, name) for name in modules}
             ratios.append(taken["executor"] / taken["plain"])
         low, high = min(ratios), max(ratios)
         print(f"{title}: {statistics.median(ratios):.3f} times plain torch ({low:.3f}, {high:.3f})")
