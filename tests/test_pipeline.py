@@ -151,6 +151,19 @@ def test_shared_samples_are_refused(project: Path) -> None:
     assert not (project / "build").exists()
 
 
+def test_a_metric_that_fails_does_so_before_any_long_step(project: Path) -> None:
+    with np.load(project / "evaluation.npz") as stored:
+        np.savez(project / "evaluation.npz", image=stored["image"])
+    with pytest.raises(InputError, match='"top1" needs labels'):
+        run_build(project)
+    assert not list((project / "build" / ".cache").glob("channels-*"))
+    (project / "mine.py").write_text("def half(outputs, labels):\n    return 0.5\n")
+    (project / "edgekit.toml").write_text(RECIPE + '[evaluate]\nmetric = "mine.py:half"\n')
+    result, events = run_build(project, targets=("rtx-3060",))
+    assert any(event.said == "the original: mine.py:half 0.5000" for event in events)
+    assert result.targets[0].after.metric == 0.5
+
+
 def test_a_precision_that_a_target_lacks_is_refused(project: Path) -> None:
     recipe = project / "edgekit.toml"
     recipe.write_text(RECIPE + '[target.cpu.engine]\nprecision = "fp16"\n')

@@ -184,6 +184,16 @@ def _chains(
         yield _chain(workshop, project, target, wanted, multiple), resolved_target
 
 
+def _judge_original(workshop: Workshop, project: Project) -> None:
+    """The original's own metric, first of all: a metric that fails, fails before any long step."""
+    step = steps.outputs_step(
+        project.original, project.evaluation, workshop.progress_of("outputs"), emulated=False
+    )
+    workshop.do(step, describe=steps.describe_said)
+    own = steps.verify_step(project.cache, step, step, project.evaluation, project.metric)
+    workshop.do(own, describe=lambda folder: f"the original: {steps.describe_metric(folder)}")
+
+
 def _multiple(targets: list[Target], recipe: Recipe, wanted: Recipe) -> int:
     """The largest multiple that any target preferes whose [compress] is this one."""
     preferred = [
@@ -199,6 +209,7 @@ def _chain(
     workshop: Workshop, project: Project, target: Target, wanted: Recipe, multiple: int
 ) -> Chain:
     cache, name = project.cache, project.model.name
+    _judge_original(workshop, project)
     source = project.original
     plan_from = None
     if wanted.compress.channels is not None:

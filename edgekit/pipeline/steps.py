@@ -256,6 +256,12 @@ def describe_said(folder: Path) -> str:
     return str(_report(folder)["said"])
 
 
+def describe_metric(folder: Path) -> str:
+    """The metric alone, in a line."""
+    report = _report(folder)
+    return f"{report['metric']} {report['after']:.4f}"
+
+
 def describe_verify(folder: Path) -> str:
     """The metric before and after, in a line."""
     report = _report(folder)
