@@ -13,7 +13,10 @@ from edgekit.models.model import Model, attribute, constant_of
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCost:
-    """One node's cost at one batch size. `parameters` counts floating-point initializers only."""
+    """One node's cost at one batch size. `parameters` counts floating-point initializers only.
+
+    `activation_bytes` are those of its outputs, as far as anything reads them.
+    """
 
     node: str
     op: str
@@ -42,8 +45,8 @@ def node_costs(model: Model, *, batch: int = 1) -> tuple[NodeCost, ...]:
         ConvTranspose   i * prod(kernel.shape[1:])        (i: elements of the input)
         Gemm, MatMul    o * k                             (k: the axis that is summed over)
 
-    Other operators have 0 MACs: their cost is their bytes. Raises InputError where a shape that is
-    needed is not known.
+    Other operators have 0 MACs: their cost is their bytes. What runs inside an If or a Loop is not
+    counted. Raises InputError where a shape that is needed is not known.
     """
     return tuple(_node_cost(node, batch) for node in model.graph)
 
@@ -72,7 +75,8 @@ def _node_cost(node: ir.Node, batch: int) -> NodeCost:
     ]
     activation_bytes = 0
     for output in node.outputs:
-        if output.shape is not None and output.dtype is not None and output.uses():
+        is_read = bool(output.uses()) or output.is_graph_output()
+        if output.shape is not None and output.dtype is not None and is_read:
             activation_bytes += elements(output, batch) * max(output.dtype.bitwidth, 8) // 8
     return NodeCost(
         node=node.name or node.outputs[0].name or node.op_type,

@@ -60,13 +60,15 @@ def macs_model(model: Model) -> MacsModel:
     return MacsModel(positions=positions, shapes=shapes, fixed=fixed)
 
 
-def allowed_counts(units: int, multiple: int) -> tuple[int, ...]:
+def allowed_counts(units: int, multiple: int, channels_per_unit: int = 1) -> tuple[int, ...]:
     """The numbers of units that a group may keep, largest first; `units` itself always.
 
-    Multiples of `multiple` where the group is at least twice that wide, else of 8; never less than
-    a quarter of the group, never 0.
+    The channels that are kept are a multiple of `multiple` where there are at least twice as many,
+    else of 8; never less than a quarter of the group, never 0.
     """
-    step = multiple if units >= 2 * multiple else min(NARROW_MULTIPLE, multiple)
+    channels = units * channels_per_unit
+    wanted = multiple if channels >= 2 * multiple else min(NARROW_MULTIPLE, multiple)
+    step = wanted // math.gcd(wanted, channels_per_unit)
     least = max(1, math.ceil(units * FLOOR))
     counts = [count for count in range(step, units, step) if count >= least]
     return (units, *reversed(counts))
@@ -86,7 +88,7 @@ def choose_kept(
     whole = cost.total({})
     budget = macs * whole
     order = [np.argsort(-score, kind="stable") for score in scores]
-    ladders = [allowed_counts(group.units, multiple) for group in groups]
+    ladders = [allowed_counts(g.units, multiple, g.channels_per_unit) for g in groups]
     rungs = [0] * len(groups)
     lengths = {
         (member.parameter, member.axis): _length(model, member.parameter, member.axis)
@@ -105,6 +107,10 @@ def choose_kept(
             for m in groups[index].members
         }
 
+    # What a step saves changes only when a group moves that shares a weight with this one.
+    shared = [[j for j, other in enumerate(touched) if set(one) & set(other)] for one in touched]
+    saved: dict[int, float] = {}
+
     def change(index: int, rung: int) -> float:
         """The MACs saved (negative: spent) by moving one group to another rung."""
         after = {**lengths, **narrowed(index, rung)}
@@ -114,19 +120,26 @@ def choose_kept(
         upper, lower = ladders[index][rung - 1], ladders[index][rung]
         return weights[index] * float(scores[index][order[index][lower:upper]].sum())
 
+    def next_saves(index: int) -> float:
+        if index not in saved:
+            below = rungs[index] + 1
+            saved[index] = change(index, below) if below < len(ladders[index]) else 0.0
+        return saved[index]
+
     def move(index: int, rung: int) -> float:
-        saved = change(index, rung)
+        gained = change(index, rung)
         lengths.update(narrowed(index, rung))
         rungs[index] = rung
-        return saved
+        for other in (index, *shared[index]):
+            saved.pop(other, None)
+        return gained
 
     total = whole
     while total > budget * (1 + 1e-12):
         steps = [
-            (lost(index, rungs[index] + 1) / saved, index)
+            (lost(index, rungs[index] + 1) / next_saves(index), index)
             for index in range(len(groups))
-            if rungs[index] + 1 < len(ladders[index])
-            and (saved := change(index, rungs[index] + 1)) > 0
+            if next_saves(index) > 0
         ]
         if not steps:
             raise InputError(

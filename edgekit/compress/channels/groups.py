@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,20 +33,33 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup:
-    """`units` interchangeable units; removing one removes an entry or more of every member."""
+    """`units` interchangeable units; removing one removes an entry or more of every member.
+
+    `name` is the first weight that makes them; where one weight makes several groups (its channels
+    meet different partners), `weight#2` and so on name the later ones.
+    """
 
     name: str
     units: int
     members: tuple[Member, ...]
+
+    @property
+    def channels_per_unit(self) -> int:
+        """How many channels of a tensor go with a unit: one for each group of a grouped Conv.
+
+        Where the producing weights differ in it, the largest number that divides all of theirs.
+        """
+        return math.gcd(*(m.indices.shape[1] for m in self.members if m.role == "produced"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
     """The groups of a graph; why other channels stay; and what else holds channel counts.
 
-    `frozen` gives a reason for each initializer whose output channels stay. `group_attributes`
-    and `shape_entries` are the depthwise convolutions and the numbers in Reshape's constants that
-    must follow a cut: for each the member-like indices of ids, resolved in `followers`.
+    `frozen` gives a reason for each initializer some of whose output channels stay.
+    `group_attributes` (by the output of a depthwise convolution) and `shape_entries` (by constant
+    and position in it) are the numbers that follow a cut: each counts the channels listed, by the
+    ids that stand for them. `unit_of_root` says which of those belong to which group and unit.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -61,10 +75,11 @@ def find_groups(model: Model) -> Groups:
 
 
 def _resolve(found: Trace) -> Groups:
-    roots = {key: _roots(found, slot.ids) for key, slot in found.slots.items()}
+    root_of = found.roots()
+    roots = {key: root_of[slot.ids] for key, slot in found.slots.items()}
     frozen_roots: dict[int, str] = {}
     for one, reason in found.frozen.items():
-        frozen_roots.setdefault(found.find(one), reason)
+        frozen_roots.setdefault(int(root_of[one]), reason)
 
     # The footprint of a class of merged channels: how many entries of which slots it has.
     footprints: dict[int, list[tuple[tuple[str, int], int]]] = defaultdict(list)
@@ -78,6 +93,7 @@ def _resolve(found: Trace) -> Groups:
             alike[tuple(footprints[root])].append(root)
 
     groups: list[ChannelGroup] = []
+    named: Counter[str] = Counter()
     unit_of_root: dict[int, tuple[int, int]] = {}
     for footprint, units in alike.items():
         produced = [key for key, _ in footprint if found.slots[key].role == "produced"]
@@ -85,9 +101,11 @@ def _resolve(found: Trace) -> Groups:
             continue
         for unit, root in enumerate(units):
             unit_of_root[root] = (len(groups), unit)
+        first = produced[0][0]
+        named[first] += 1
         groups.append(
             ChannelGroup(
-                name=produced[0][0],
+                name=first if named[first] == 1 else f"{first}#{named[first]}",
                 units=len(units),
                 members=tuple(
                     _member(found.slots[key], roots[key], units, count) for key, count in footprint
@@ -98,21 +116,16 @@ def _resolve(found: Trace) -> Groups:
     for key, slot in found.slots.items():
         stays = {int(r) for r in np.unique(roots[key])} & frozen_roots.keys()
         if slot.role == "produced" and stays:
-            frozen[slot.parameter] = frozen_roots[min(stays)]
+            frozen[key[0]] = frozen_roots[min(stays)]
     return Groups(
         groups=tuple(groups),
         frozen=frozen,
         group_attributes={
-            node.name or node.outputs[0].name or "": _roots(found, ids)
-            for node, ids in found.group_counts.items()
+            node.outputs[0].name or "": root_of[ids] for node, ids in found.group_counts.items()
         },
-        shape_entries={key: _roots(found, ids) for key, ids in found.shape_entries.items()},
+        shape_entries={key: root_of[entry.ids] for key, entry in found.shape_entries.items()},
         unit_of_root=unit_of_root,
     )
-
-
-def _roots(found: Trace, ids: Array) -> Array:
-    return np.fromiter((found.find(one) for one in ids.tolist()), np.int64, len(ids))
 
 
 def _member(slot: Slot, roots: Array, units: list[int], count: int) -> Member:
@@ -120,5 +133,9 @@ def _member(slot: Slot, roots: Array, units: list[int], count: int) -> Member:
     begins = np.searchsorted(roots[order], units)
     indices = order[begins[:, None] + np.arange(count)[None, :]]
     return Member(
-        parameter=slot.parameter, axis=slot.axis, role=slot.role, indices=indices, norm=slot.norm
+        parameter=slot.value.name or "",
+        axis=slot.axis,
+        role=slot.role,
+        indices=indices,
+        norm=slot.norm,
     )

@@ -22,6 +22,8 @@ from edgekit.models.model import (
 )
 from edgekit.values import Array
 
+SMALL_BYTES = 1024  # what shapes may depend on: axes, sizes, Reshape's constants
+
 
 def plan_of(model: Model, groups: Groups, kept: Sequence[Array]) -> Plan:
     """The Plan that keeps those units of each group."""
@@ -54,42 +56,55 @@ def remove_channels(model: Model, groups: Groups, kept: Sequence[Array]) -> tupl
         assert array is not None
         set_parameter(graph, name, np.take(array, indices, axis))
 
+    stays = [set(units.tolist()) for units in kept]
+
     def count(roots: Array) -> int:
         """How many entries are left of an array of channel roots."""
-        left = 0
-        for root in roots.tolist():
-            place = groups.unit_of_root.get(root)
-            left += place is None or bool(np.isin(place[1], kept[place[0]]))
-        return left
+        places = (groups.unit_of_root.get(root) for root in roots.tolist())
+        return sum(place is None or place[1] in stays[place[0]] for place in places)
 
     for node in graph:
-        roots = groups.group_attributes.get(node.name or node.outputs[0].name or "")
-        if roots is not None and node.op_type == "Conv":
+        roots = groups.group_attributes.get(node.outputs[0].name or "")
+        if roots is not None:
             node.attributes["group"] = ir.AttrInt64("group", count(roots))
     for (name, position), roots in groups.shape_entries.items():
         shape = np.array(constant_of(graph.initializers[name]))
         shape[position] = count(roots)
         set_parameter(graph, name, shape)
-    cut = after_step(model, _infer_again(program), "channels")
+    _infer_again(program)
+    cut = after_step(model, program, "channels")
     _check(model, cut)
     return cut, plan
 
 
-def _infer_again(program: ir.Model) -> ir.Model:
-    """The graph with the shapes of all inner values inferred from its new weights."""
-    outputs = set(program.graph.outputs)
-    for node in program.graph:
-        for value in node.outputs:
-            if value not in outputs:
-                value.shape = None
-    proto = ir.to_proto(program)
+def _infer_again(program: ir.Model) -> None:
+    """Gives all inner values of a graph the shapes that follow from its new weights.
+
+    Inference sees the weights' shapes only, so that none of them is copied.
+    """
+    hollow = program.clone()
+    outputs = set(hollow.graph.outputs)
+    for value in (value for node in hollow.graph for value in node.outputs):
+        if value not in outputs:
+            value.shape = None
+    for name, value in list(hollow.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > SMALL_BYTES:
+            del hollow.graph.initializers[name]
+            value.const_value = None
+            if not value.is_graph_input():
+                hollow.graph.inputs.append(value)
+    proto = ir.to_proto(hollow)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise InternalError(
             "the cut graph's shapes contradict each other", got=str(error)
         ) from error
-    return ir.from_proto(inferred)
+    found = {
+        value.name: value.shape for node in ir.from_proto(inferred).graph for value in node.outputs
+    }
+    for value in (value for node in program.graph for value in node.outputs):
+        value.shape = found[value.name]
 
 
 def _check(before: Model, after: Model) -> None:

@@ -22,22 +22,21 @@ def concat(found: Trace, node: ir.Node) -> None:
     output = node.outputs[0]
     axis = int(attribute(node, "axis", 0)) % max(rank_of(output), 1)
     inputs = [value for value in node.inputs if value is not None]
-    if not any(value in found.labels for value in inputs):
+    axes = {found.labels[value].axis for value in inputs if value in found.labels}
+    if not axes:
         return
+    carried = min(axes)
     parts: list[Array] = []
     for value in inputs:
         labels = found.labels.get(value)
         if labels is None:
-            size = size_of(value, axis if axis == 1 else 1)
-            ids = found.fresh(size)
+            ids = found.fresh(size_of(value, carried))
             found.freeze(ids, f'the channels of "{value.name}" are not known')
-            labels = Labels(1, ids)
+            labels = Labels(carried, ids)
         parts.append(labels.ids)
-    axes = {found.labels[value].axis for value in inputs if value in found.labels}
     if len(axes) != 1 or any(not len(part) for part in parts):
         freeze_around(found, node)
         return
-    carried = axes.pop()
     if carried == axis:
         found.labels[output] = Labels(axis, np.concatenate(parts))
     elif len({len(part) for part in parts}) == 1:
@@ -86,40 +85,38 @@ def reshape(found: Trace, node: ir.Node) -> None:
         labels.axis == 1 and rank_of(output) == 2 and all(spatial)
         and size == merged * int(np.prod(spatial)) and _same_batch(source, output)
     )  # fmt: skip
-    if not keeps_channels and not merges:
-        freeze_around(found, node)
-        return
     entry = _shape_entry(shape, 1)
-    if entry is None:
+    if entry is None or not (keeps_channels or merges):
         freeze_around(found, node)
         return
-    name, position, written = entry
+    constant, position, written = entry
     ids = labels.ids if keeps_channels else np.repeat(labels.ids, int(np.prod(spatial)))
-    if written not in (-1, 0):
-        if written != len(ids):
-            freeze_around(found, node)
-            return
-        known = found.shape_entries.setdefault((name, position), ids)
-        if known is not ids:
-            if len(known) != len(ids):
-                freeze_around(found, node)
-                return
-            found.union(known, ids)
+    follows = written in (-1, 0)  # inferred, or copied from the input
+    if not follows and not found.shape_entry(constant, position, ids):
+        freeze_around(found, node)
+        return
     found.labels[output] = Labels(1, ids)
 
 
 def _same_batch(source: ir.Value, output: ir.Value) -> bool:
-    return bool(source.shape and output.shape and source.shape[0] == output.shape[0])
+    """Whether the first axis is the same: by name, or because the rest has as many elements."""
+    if source.shape is None or output.shape is None:
+        return False
+    rests = [
+        [size_of(value, axis) for axis in range(1, rank_of(value))] for value in (source, output)
+    ]
+    known = all(all(rest) for rest in rests)
+    return source.shape[0] == output.shape[0] or (known and np.prod(rests[0]) == np.prod(rests[1]))
 
 
-def _shape_entry(shape: ir.Value, axis: int) -> tuple[str, int, int] | None:
+def _shape_entry(shape: ir.Value, axis: int) -> tuple[ir.Value, int, int] | None:
     """Where the entry of an axis is written: initializer, position and number; None if computed.
 
     A Concat of constants and of computed single entries (the batch) is looked into.
     """
     constant = constant_of(shape)
     if constant is not None and shape.is_initializer() and len(constant) > axis:
-        return shape.name or "", axis, int(constant[axis])
+        return shape, axis, int(constant[axis])
     producer = shape.producer()
     if producer is None or producer.op_type != "Concat":
         return None
@@ -132,7 +129,7 @@ def _shape_entry(shape: ir.Value, axis: int) -> tuple[str, int, int] | None:
         if begin <= axis < begin + length:
             if array is None or part is None or not part.is_initializer():
                 return None
-            return part.name or "", axis - begin, int(array[axis - begin])
+            return part, axis - begin, int(array[axis - begin])
         begin += length
     return None
 
@@ -145,7 +142,7 @@ def reduction(found: Trace, node: ir.Node) -> None:
         return
     listed = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
     given = attribute(node, "axes", None) if listed is None else listed
-    if given is None:
+    if given is None or not np.size(given):  # all axes
         freeze_around(found, node)
         return
     axes = {int(axis) % rank_of(source) for axis in np.atleast_1d(given)}
@@ -194,11 +191,27 @@ def transpose(found: Trace, node: ir.Node) -> None:
 
 
 def softmax(found: Trace, node: ir.Node) -> None:
-    """A softmax over other axes keeps the channels; one over them stands in the way."""
+    """A softmax over other axes keeps the channels; one over them stands in the way.
+
+    Before opset 13 it ran over all axes from `axis` on, and the default was 1.
+    """
     labels = found.labels.get(node.inputs[0]) if node.inputs[0] is not None else None
     if labels is None:
         return
-    if int(attribute(node, "axis", -1)) % rank_of(node.inputs[0]) == labels.axis:
+    opset = node.graph.opset_imports.get("", 0) if node.graph is not None else 0
+    rank = rank_of(node.inputs[0])
+    axis = int(attribute(node, "axis", 1 if opset < 13 else -1)) % rank
+    over = range(axis, rank) if opset < 13 else (axis,)
+    if labels.axis in over:
+        freeze_around(found, node)
+    else:
+        pass_on(found, node)
+
+
+def pool(found: Trace, node: ir.Node) -> None:
+    """Pooling over the places of each channel passes; over a channel axis that was moved, not."""
+    labels = found.labels.get(node.inputs[0]) if node.inputs[0] is not None else None
+    if labels is not None and labels.axis != 1:
         freeze_around(found, node)
     else:
         pass_on(found, node)

@@ -80,7 +80,7 @@ def normalisation(found: Trace, node: ir.Node) -> None:
 
 
 def elementwise(found: Trace, node: ir.Node) -> None:
-    """Add, Mul, PRelu, Where and the like, with broadcasting from the right."""
+    """Add, Mul, PRelu and the like, with broadcasting from the right."""
     output = node.outputs[0]
     rank = rank_of(output)
     axis = next(

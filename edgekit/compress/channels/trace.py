@@ -28,27 +28,44 @@ class Slot:
     """An axis of an initializer whose entries belong to channels.
 
     `role` is "produced" (an entry makes the channel), "consumed" (it reads it) or "along" (a
-    number for the channel, as in BatchNormalization). `norm` is the BatchNormalization behind the
-    convolution that produces.
+    number for the channel, as in BatchNormalization). `readers` are the nodes whose rules tied it,
+    once for each time that they read it. `norm` is the BatchNormalization behind the convolution
+    that produces.
     """
 
-    parameter: str
+    value: ir.Value
     axis: int
     ids: Array
     role: str
+    readers: list[ir.Node] = field(default_factory=list)
     norm: ir.Node | None = None
 
 
 @dataclass
+class ShapeEntry:
+    """A number in a shape constant that counts channels: the Reshapes in `readers` follow it."""
+
+    value: ir.Value
+    position: int
+    ids: Array
+    readers: list[ir.Node] = field(default_factory=list)
+
+
+@dataclass
 class Trace:
-    """All that one walk over a graph learns. Ids are merged by `union`."""
+    """All that one walk over a graph learns. Ids are merged by `union`.
+
+    `node` is the one whose rule is at work; `group_counts` has the depthwise convolutions, whose
+    `group` follows their input.
+    """
 
     labels: dict[ir.Value, Labels] = field(default_factory=dict)
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     parents: list[int] = field(default_factory=list)
     frozen: dict[int, str] = field(default_factory=dict)
     group_counts: dict[ir.Node, Array] = field(default_factory=dict)
-    shape_entries: dict[tuple[str, int], Array] = field(default_factory=dict)
+    shape_entries: dict[tuple[str, int], ShapeEntry] = field(default_factory=dict)
+    node: ir.Node | None = None
 
     def fresh(self, count: int) -> Array:
         """New ids."""
@@ -71,6 +88,13 @@ class Trace:
             if root != other:
                 self.parents[max(root, other)] = min(root, other)
 
+    def roots(self) -> Array:
+        """For each id the one that stands for all that were merged with it."""
+        roots = np.asarray(self.parents, np.int64)
+        while not np.array_equal(further := roots[roots], roots):
+            roots = further
+        return roots
+
     def freeze(self, ids: Array, reason: str) -> None:
         """These channels stay; the first reason is the one that is told."""
         for one in ids.tolist():
@@ -83,13 +107,25 @@ class Trace:
 
     def slot(self, value: ir.Value, axis: int, ids: Array, role: str) -> Slot:
         """Ties the entries of an initializer's axis to channels; used twice, both are tied."""
-        name = value.name or ""
-        present = self.slots.get((name, axis))
-        if present is not None:
+        key = value.name or "", axis
+        present = self.slots.setdefault(key, Slot(value=value, axis=axis, ids=ids, role=role))
+        if present.ids is not ids:
             self.union(present.ids, ids)
-            return present
-        self.slots[name, axis] = Slot(parameter=name, axis=axis, ids=ids, role=role)
-        return self.slots[name, axis]
+        if self.node is not None:
+            present.readers.append(self.node)
+        return present
+
+    def shape_entry(self, value: ir.Value, position: int, ids: Array) -> bool:
+        """Ties a number in a shape constant to the channels that it counts, if it can be both."""
+        key = value.name or "", position
+        present = self.shape_entries.setdefault(key, ShapeEntry(value, position, ids))
+        if len(present.ids) != len(ids):
+            return False
+        if present.ids is not ids:
+            self.union(present.ids, ids)
+        if self.node is not None:
+            present.readers.append(self.node)
+        return True
 
 
 def size_of(value: ir.Value | None, axis: int) -> int:
