@@ -37,7 +37,8 @@ WITHIN_A_ROW = {("recipe", "targets")}
 
 OWNERS = {
     "torch": (
-        "models/torch_module.py", "models/operators/", "models/source.py", "train/", "compress/",
+        "models/torch_module.py", "models/torch_source.py", "models/torch_files.py",
+        "models/operators/", "train/", "compress/",
         "quantize/refine.py",
     ),
     "tensorrt": ("engines/tensorrt.py", "engines/trt_common.py"),

@@ -108,10 +108,10 @@ def slice_(op: Op) -> Function:
         index = [slice(None)] * x.ndim
         backwards = []
         for b, e, axis, s in zip(begin, end, over, stride, strict=True):
-            if s > 0:
-                index[axis] = slice(b, e, s)
-                continue
             size = x.shape[axis]
+            if s > 0:  # torch warns of bounds far beyond the end
+                index[axis] = slice(max(min(b, size), -size), max(min(e, size), -size), s)
+                continue
             first, last, step = slice(b, None if e < -size else e, s).indices(size)
             backwards.append((axis, torch.arange(first, last, step, device=x.device)))
         x = x[tuple(index)]
