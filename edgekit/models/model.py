@@ -67,7 +67,10 @@ def spec_of(value: ir.Value) -> TensorSpec:
     """The spec of a typed graph value; a dimension without a name or size is `?`."""
     dtype = str(value.dtype.numpy()) if value.dtype is not None else "?"
     shape = value.shape if value.shape is not None else ()
-    sizes = tuple(d if isinstance(d, int) else (d.value or "?") for d in shape)
+    # Some exporters write a dynamic dimension as -1 or 0.
+    sizes = tuple(
+        d if isinstance(d, int) and d > 0 else (getattr(d, "value", "") or "?") for d in shape
+    )
     return TensorSpec(name=value.name or "", dtype=dtype, shape=sizes)
 
 
