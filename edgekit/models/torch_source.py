@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
@@ -262,7 +263,9 @@ def _finished(program: ir.Model, name: str, parameters: set[str]) -> Model:
     program.producer_name, program.producer_version = "torch", str(torch.__version__)
     for value in program.graph.inputs:
         value.metadata_props.clear()
-    return clean(Model(name=name, program=program, history=(f"torch {torch.__version__}",)))
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(program), data_prop=True)
+    history = (f"torch {torch.__version__}",)
+    return clean(Model(name=name, program=ir.from_proto(proto), history=history))
 
 
 def _name_nodes(graph: ir.Graph) -> None:

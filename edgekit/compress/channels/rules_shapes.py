@@ -9,6 +9,7 @@ from edgekit.compress.channels.trace import (
     Labels,
     Trace,
     freeze_around,
+    named,
     pass_on,
     rank_of,
     size_of,
@@ -74,6 +75,7 @@ def reshape(found: Trace, node: ir.Node) -> None:
     source, output, shape = node.inputs[0], node.outputs[0], node.inputs[1]
     labels = found.labels.get(source) if source is not None else None
     if labels is None or source is None or shape is None:
+        _moved_vector(found, node)
         return
     size, merged = size_of(output, 1), len(labels.ids)
     spatial = [size_of(source, axis) for axis in range(2, rank_of(source))]
@@ -96,6 +98,26 @@ def reshape(found: Trace, node: ir.Node) -> None:
         freeze_around(found, node)
         return
     found.labels[output] = Labels(1, ids)
+
+
+def _moved_vector(found: Trace, node: ir.Node) -> None:
+    """One number a channel (a slope, a scale) on its way to where the channels are."""
+    source, output = node.inputs[0], node.outputs[0]
+    vector = constant_of(source)
+    if source is None or vector is None or vector.dtype.kind != "f" or output.shape is None:
+        return
+    count = vector.size
+    axes = [axis for axis in range(rank_of(output)) if size_of(output, axis) == count]
+    if count < 2 or count != max(vector.shape) or len(axes) != 1:
+        return
+    ids = found.fresh(count)
+    found.slot(source, int(np.argmax(vector.shape)), ids, "along")
+    if node.op_type == "Reshape":
+        entry = _shape_entry(node.inputs[1], axes[0]) if node.inputs[1] is not None else None
+        written_out = entry is not None and entry[2] not in (-1, 0)
+        if entry is None or (written_out and not found.shape_entry(entry[0], entry[1], ids)):
+            found.freeze(ids, f"{named(node)} stands in the way")
+    found.labels[output] = Labels(axes[0], ids)
 
 
 def _same_batch(source: ir.Value, output: ir.Value) -> bool:
@@ -139,6 +161,7 @@ def reduction(found: Trace, node: ir.Node) -> None:
     source, output = node.inputs[0], node.outputs[0]
     labels = found.labels.get(source) if source is not None else None
     if labels is None:
+        _moved_vector(found, node)
         return
     listed = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
     given = attribute(node, "axes", None) if listed is None else listed

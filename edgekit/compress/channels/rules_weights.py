@@ -99,6 +99,9 @@ def elementwise(found: Trace, node: ir.Node) -> None:
     for value in node.inputs:
         if value is None:
             continue
+        if value.shape is None:
+            reasons.append(f'{named(node)} meets "{value.name}", of unknown shape')
+            continue
         own = axis - (rank - rank_of(value))
         labels = found.labels.get(value)
         if labels is not None:
@@ -108,7 +111,7 @@ def elementwise(found: Trace, node: ir.Node) -> None:
                 meeting.append(labels.ids)
             else:
                 found.freeze(labels.ids, f"{named(node)} repeats it over all channels")
-        elif own >= 0 and size_of(value, own) > 1:
+        elif own >= 0 and size_of(value, own) != 1:
             if value.is_initializer() and constant_of(value) is not None:
                 ids = meeting[0] if meeting else found.fresh(size)
                 found.slot(value, own, ids, "along")

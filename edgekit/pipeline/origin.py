@@ -1,0 +1,189 @@
+"""Where a model comes from: a file of any kind that is known, or a factory and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import files
+from edgekit.data.functions import function_digest, load_function, user_code
+from edgekit.errors import InputError, MissingPackageError
+from edgekit.models.model import Model, save
+from edgekit.models.source import from_bytes, load
+from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions, write_json
+from edgekit.values import Preprocessing
+
+if TYPE_CHECKING:
+    from edgekit.models import torch_source
+
+TORCH_SUFFIXES = (".pt", ".pth", ".pt2", ".ckpt")
+_MODEL_FILE, _REPORT_FILE = "model.onnx", "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A model as a user names it.
+
+    `place` is a file, or `package.module:function` or `file.py:function`, a function without
+    arguments that returns a `torch.nn.Module`. `weights` (`.safetensors` or a state dict) goes
+    with the latter. `inputs` has a shape for each input, where the place does not tell. Relative
+    paths are relative to `folder`.
+    """
+
+    place: str
+    folder: Path = Path()
+    weights: str = ""
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    trust_pickle: bool = False
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether it names a function and not a file."""
+        head, _, name = self.place.rpartition(":")
+        return bool(head) and name.isidentifier() and not self.path.exists()
+
+    @property
+    def path(self) -> Path:
+        """The place as a file."""
+        return self.folder / self.place
+
+    @property
+    def name(self) -> str:
+        """What to call the model if nobody says: the file's stem, the factory's name."""
+        return self.place.rpartition(":")[2] if self.is_factory else self.path.stem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A Model, and what a user should hear of how it was made.
+
+    `difference` is the largest absolute one between the source's outputs and the graph's; None
+    where the source is a graph itself.
+    """
+
+    model: Model
+    difference: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_origin(
+    origin: Origin, *, name: str = "", preprocessing: Preprocessing | None = None,
+    cache: Cache | None = None,
+) -> Opened:  # fmt: skip
+    """The Model, as it is in its file, from wherever it comes; an export is kept in `cache`.
+
+    Raises InputError for everything that is wrong with it, MissingPackageError without torch where
+    torch is needed.
+    """
+    name = name or origin.name
+    if not origin.is_factory and origin.path.suffix not in TORCH_SUFFIXES:
+        _refuse_more(origin)
+        return Opened(model=load(origin.path, name=name, preprocessing=preprocessing))
+    if cache is None:
+        opened = _exported(origin, name)
+    else:
+        step = Step(name="export", key=_key(origin), make=lambda f, _: _keep(origin, name, f))
+        opened = _kept(cache.fetch(step), name)
+    if preprocessing is None:
+        return opened
+    return replace(opened, model=replace(opened.model, preprocessing=preprocessing))
+
+
+def _refuse_more(origin: Origin) -> None:
+    for given, what in ((origin.weights, "weights"), (origin.inputs, "shapes of inputs")):
+        if given:
+            raise InputError(
+                f"an .onnx file has its own {what}", where=origin.place,
+                hint=f"Leave the {what} out, or name a factory: file.py:function.",
+            )  # fmt: skip
+
+
+def _key(origin: Origin) -> str:
+    source = (
+        function_digest(origin.place, origin.folder)
+        if origin.is_factory
+        else _digest(origin.path, "model")
+    )
+    weights = _digest(origin.folder / origin.weights, "weights") if origin.weights else ""
+    return key_of(
+        "export", source=source, weights=weights, versions=versions(["torch", "onnxscript"]),
+        place=origin.place.rpartition(":")[2] if origin.is_factory else "",
+        inputs=[[name, list(shape)] for name, shape in origin.inputs.items()],
+    )  # fmt: skip
+
+
+def _digest(path: Path, what: str) -> str:
+    if not path.is_file():
+        raise InputError(f"there is no such file of the {what}", where=str(path))
+    return files.digest_file(path)
+
+
+def _keep(origin: Origin, name: str, folder: Path) -> None:
+    opened = _exported(origin, name)
+    save(opened.model, folder / _MODEL_FILE)
+    report = {"difference": opened.difference, "notes": list(opened.notes)}
+    write_json(folder / _REPORT_FILE, report)
+
+
+def _kept(folder: Path, name: str) -> Opened:
+    report: Mapping[str, Any] = read_json(folder / _REPORT_FILE)
+    return Opened(
+        model=from_bytes((folder / _MODEL_FILE).read_bytes(), name=name),
+        difference=report["difference"],
+        notes=tuple(report["notes"]),
+    )
+
+
+def _exported(origin: Origin, name: str) -> Opened:
+    try:
+        from edgekit.models import torch_files, torch_source
+    except ImportError as error:
+        raise MissingPackageError(
+            "this kind of model needs torch to be read", where=origin.place,
+            got=str(error), wanted="torch and onnxscript",
+            hint="pip install 'edgekit[compress]', or export it to .onnx where it was trained.",
+        ) from error  # fmt: skip
+    notes: tuple[str, ...] = ()
+    if origin.is_factory:
+        factory = load_function(origin.place, origin.folder)
+        with user_code("the factory failed", origin.place):
+            module = factory()
+        if not hasattr(module, "state_dict"):
+            raise InputError(
+                "the factory did not return a module", where=origin.place,
+                got=type(module).__name__, wanted="a torch.nn.Module",
+            )  # fmt: skip
+        if origin.weights:
+            notes = torch_files.load_weights(module, origin.folder / origin.weights)
+        exported = torch_source.export_module(module, origin.inputs, name=name)
+    else:
+        exported = _from_file(origin, name)
+    return Opened(
+        model=exported.model, difference=exported.difference, notes=(*notes, *exported.notes)
+    )
+
+
+def _from_file(origin: Origin, name: str) -> torch_source.Exported:
+    from edgekit.models import torch_files, torch_source
+
+    path = origin.path
+    kind = torch_files.kind_of(path)
+    if kind == "state_dict":
+        raise InputError(
+            "this file holds weights without the network that they belong to", where=str(path),
+            hint=f'Name the function that makes it: --weights {origin.place} file.py:function, in '
+            f'a recipe factory = "file.py:function" and weights = "{origin.place}".',
+        )  # fmt: skip
+    if origin.weights:
+        raise InputError(
+            "weights go with a factory", where=str(path), got=origin.weights,
+            wanted="file.py:function instead of a file",
+        )  # fmt: skip
+    if kind == "pt2":
+        return torch_source.export_pt2(path, name=name)
+    if kind == "torchscript":
+        return torch_source.export_torchscript(path, origin.inputs, name=name)
+    module = torch_files.load_pickle(path, trusted=origin.trust_pickle)
+    return torch_source.export_module(module, origin.inputs, name=name)
