@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgekit.data.batches import Batches, load_batches
 from edgekit.data.metrics import load_metric
@@ -28,8 +28,6 @@ from edgekit.pipeline.origin import Origin, open_origin
 from edgekit.values import Measurement, Preprocessing, Session, run
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edgekit.compress.channels.cut import ChannelReport
     from edgekit.compress.recover import RecoverReport
     from edgekit.engines.base import Engine
@@ -37,13 +35,16 @@ if TYPE_CHECKING:
     from edgekit.quantize.place import QuantizeReport
     from edgekit.verify import VerifyReport
 
+TorchModule: TypeAlias = Any
+"""A `torch.nn.Module`; torch is not imported to say so."""
+
 _BATCH = 100
 _OBSERVE_BATCH = 32
 _SAMPLES = 4
 
 
 def load(
-    source: str | Path | nn.Module, *, inputs: Mapping[str, Sequence[int]] | None = None,
+    source: str | Path | TorchModule, *, inputs: Mapping[str, Sequence[int]] | None = None,
     weights: str | Path = "", preprocessing: Preprocessing | None = None,
     trust_pickle: bool = False,
 ) -> Model:  # fmt: skip
@@ -92,7 +93,7 @@ def channels(model: Model, *, macs: float, multiple: int = 8) -> tuple[Model, Ch
     return cut_channels(model, macs=macs, multiple=multiple)
 
 
-def apply_plan(module: nn.Module, plan: str | Path) -> nn.Module:
+def apply_plan(module: TorchModule, plan: str | Path) -> TorchModule:
     """The user's own module, cut as a `plan.json` says; the module that is given stays whole.
 
     Raises InputError for a plan that names tensors which the module does not have.
@@ -246,7 +247,7 @@ def gate(evidence: Evidence | str | Path, limits: Mapping[str, float] | None = N
     return decide(evidence, limits or {})
 
 
-def torch_module(model: Model) -> nn.Module:
+def torch_module(model: Model) -> TorchModule:
     """The Model as a trainable module; `api.write_back(module, model)` gives a Model again."""
     try:
         from edgekit.models.torch_module import torch_module as executor

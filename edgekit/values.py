@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -55,22 +56,132 @@ class TensorSpec:
         return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
 
 
+Resize: TypeAlias = Literal["stretch", "letterbox", "crop"]
+Interpolation: TypeAlias = Literal["bilinear", "bicubic", "nearest", "area"]
+Order: TypeAlias = Literal["rgb", "bgr"]
+Layout: TypeAlias = Literal["nchw", "nhwc"]
+
+LONGEST_SIDE = 2**15
+"""The most pixels that an input may be high or wide: more is a slip, or a trap."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """uint8 pixels (n, c, h, w) become float32: (pixel * scale - mean[c]) / std[c]."""
+    """How a picture becomes what the model reads.
+
+    uint8 pixels become float32: (pixel * scale - mean[c]) / std[c], c counting the channels as the
+    model sees them: with `order` "bgr", mean[0] is blue's.
+
+    The other fields say how a picture becomes pixels, and are for pictures only: arrays of pixels
+    are in the model's size and order already. `size` is (height, width), None the model's own.
+
+        stretch     to `size`, whatever becomes of its proportions
+        letterbox   the longer side fits, the picture is in the middle, the rest is `fill`
+        crop        the shorter side is resized to `size` / `crop_share`, then the middle is cut out
+
+    `interpolation` are Pillow's filters, which average over all that a pixel covers when a picture
+    shrinks (antialiasing; "area" is its box filter), "nearest" apart. `layout` is where arrays and
+    pictures have their channels, axis 1 or the last one; None: as the model's input shows, axis 1
+    where it does not.
+    """
 
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    size: tuple[int, int] | None = None
+    resize: Resize = "stretch"
+    crop_share: float = 1.0
+    fill: int = 114
+    interpolation: Interpolation = "bilinear"
+    order: Order = "rgb"
+    layout: Layout | None = None
 
     def apply(self, pixels: Array) -> Array:
-        """The pixels as float32, of the same shape."""
-        shape = (1, -1) + (1,) * (pixels.ndim - 2)
+        """The pixels as float32, of the same shape: (n, c, ...), or (n, ..., c) in "nhwc"."""
+        inner = (1,) * (pixels.ndim - 2)
+        shape = (1, *inner, -1) if self.layout == "nhwc" else (1, -1, *inner)
         # One multiplication and one addition a pixel: x * (scale / std) + (-mean / std).
         std = np.asarray(self.std, np.float64)
         factor = np.asarray(self.scale / std, np.float32).reshape(shape)
         shift = np.asarray(-np.asarray(self.mean) / std, np.float32).reshape(shape)
         return pixels.astype(np.float32) * factor + shift
+
+
+def preprocessing_to_json(preprocessing: Preprocessing) -> dict[str, object]:
+    """Every field by name, JSON-ready."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(preprocessing).items()
+    }
+
+
+def preprocessing_from_json(stored: object) -> Preprocessing:
+    """What `preprocessing_to_json` made; a missing key has its default, an unknown one is ignored.
+
+    Raises ValueError, which says what is wrong, for anything else.
+    """
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"wanted a table, got {stored!r:.80}")
+    default = Preprocessing()
+    size = stored.get("size")
+    layout = stored.get("layout")
+    return Preprocessing(
+        scale=_number(stored.get("scale", default.scale), "scale", above=0),
+        mean=_numbers(stored.get("mean", default.mean), "mean"),
+        std=_numbers(stored.get("std", default.std), "std", above=0),
+        size=None if size is None else _stored_size(size),
+        resize=_one_of(stored.get("resize", default.resize), "resize", get_args(Resize)),
+        crop_share=_number(stored.get("crop_share", 1.0), "crop_share", above=0, most=1),
+        fill=_whole(stored.get("fill", default.fill), "fill", 0, 255),
+        interpolation=_one_of(
+            stored.get("interpolation", default.interpolation),
+            "interpolation",
+            get_args(Interpolation),
+        ),
+        order=_one_of(stored.get("order", default.order), "order", get_args(Order)),
+        layout=None if layout is None else _one_of(layout, "layout", get_args(Layout)),
+    )
+
+
+def _number(
+    stored: object, name: str, *, above: float = -math.inf, most: float = math.inf
+) -> float:
+    is_number = isinstance(stored, (int, float)) and not isinstance(stored, bool)
+    if not is_number or not above < (value := _as_float(stored)) <= most or math.isinf(value):
+        raise ValueError(f"{name}: {stored!r:.80} is no such number")
+    return value
+
+
+def _as_float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer of JSON may be of any length
+        return math.inf
+
+
+def _numbers(stored: object, name: str, *, above: float = -math.inf) -> tuple[float, ...]:
+    if not isinstance(stored, (list, tuple)) or not stored:
+        raise ValueError(f"{name}: {stored!r:.80} is no list of numbers")
+    return tuple(_number(value, name, above=above) for value in stored)
+
+
+def _whole(stored: object, name: str, least: int, most: int) -> int:
+    if not isinstance(stored, int) or isinstance(stored, bool) or not least <= stored <= most:
+        raise ValueError(f"{name}: {stored!r:.80} is no whole number from {least} to {most}")
+    return stored
+
+
+def _stored_size(stored: object) -> tuple[int, int]:
+    if not isinstance(stored, (list, tuple)) or len(stored) != 2:
+        raise ValueError(f"size: {stored!r:.80} is not [height, width]")
+    height, width = (_whole(side, "size", 1, LONGEST_SIDE) for side in stored)
+    return height, width
+
+
+def _one_of(stored: object, name: str, choices: tuple[Any, ...]) -> Any:
+    if stored not in choices:
+        raise ValueError(f"{name}: {stored!r:.80} is not one of {', '.join(choices)}")
+    return stored
 
 
 @dataclass(frozen=True, kw_only=True)

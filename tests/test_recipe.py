@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgekit.errors import InputError
 from edgekit.recipe import Recipe, for_target, load_recipe, parse_recipe, resolved
 from edgekit.targets import load_target
+from edgekit.values import Preprocessing
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion" / "edgekit.toml"
 
@@ -75,7 +76,7 @@ def test_defaults_are_filled_in_and_shown() -> None:
         ({"compress__channels__macs": 0}, "compress.channels.macs: 0 is not between 0 and 1"),
         ({"compress__channels__macs": "half"},
          "compress.channels.macs: wanted a number, got 'half'"),
-        ({"model__path": None}, "model.path: is missing"),
+        ({"model__path": None}, "model: wanted one of path and factory"),
         ({"quantize__rnages": "minmax"}, 'quantize.rnages: unknown key; did you mean "ranges"?'),
         ({"engnie": {}}, 'engnie: unknown key; did you mean "engine"?'),
         ({"evaluate__metric": "topp1"},
@@ -119,11 +120,51 @@ def test_defaults_are_filled_in_and_shown() -> None:
          "engine.shapes.x: min, opt and max do not have as many axes"),
         ({"data__preprocessing__mean": [0.1, 0.2]},
          "data.preprocessing: mean has 2 numbers and std has 1; want as many"),
+        ({"data__preprocessing__resize": "letterbx"},
+         'data.preprocessing.resize: \'letterbx\' is not one of "stretch", "letterbox" or "crop"; '
+         'did you mean "letterbox"?'),
+        ({"data__preprocessing__size": [224]},
+         "data.preprocessing.size: wanted [height, width], got [224]"),
+        ({"data__preprocessing__size": 224}, "data.preprocessing.size: wanted a list, got 224"),
+        ({"data__preprocessing__size": [224, 0]},
+         "data.preprocessing.size.1: 0 is not at least 1"),
+        ({"data__preprocessing__size": [224, 224.5]},
+         "data.preprocessing.size.1: wanted a whole number, got 224.5"),
+        ({"data__preprocessing__size": [224, 10**6]},
+         "data.preprocessing.size.1: 1000000 is not at most 32768"),
+        ({"data__preprocessing": {"resize": "crop", "crop_share": 1.2}},
+         "data.preprocessing.crop_share: 1.2 is not between 0 and 1"),
+        ({"data__preprocessing__crop_share": 0.875},
+         'data.preprocessing: crop_share is for resize = "crop", and resize is "stretch"'),
+        ({"data__preprocessing": {"resize": "crop", "fill": 0}},
+         'data.preprocessing: fill is for resize = "letterbox", and resize is "crop"'),
+        ({"data__preprocessing": {"resize": "letterbox", "fill": 256}},
+         "data.preprocessing.fill: 256 is not at most 255"),
+        ({"data__preprocessing__layout": "NCHW"},
+         'data.preprocessing.layout: \'NCHW\' is not one of "nchw" or "nhwc"'),
+        ({"data__preprocessing__ordre": "bgr"},
+         'data.preprocessing.ordre: unknown key; did you mean "order"?'),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_a_fault_has_its_line_of_sight(changes: dict[str, Any], said: str) -> None:
     assert faults(**changes) == [said]
+
+
+def test_the_preprocessing_of_pictures_comes_as_a_value() -> None:
+    assert parse().preprocessing == Preprocessing(mean=(0.5,), std=(0.25,))
+    written = {
+        "scale": 1.0, "mean": [1, 2, 3], "std": [4, 5, 6], "size": [240, 320], "resize": "crop",
+        "crop_share": 0.875, "interpolation": "bicubic", "order": "bgr", "layout": "nhwc",
+    }  # fmt: skip
+    assert parse(data__preprocessing=written).preprocessing == Preprocessing(
+        scale=1.0, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), size=(240, 320), resize="crop",
+        crop_share=0.875, interpolation="bicubic", order="bgr", layout="nhwc",
+    )  # fmt: skip
+    boxed = parse(data__preprocessing={"resize": "letterbox", "fill": 0}).preprocessing
+    assert boxed == Preprocessing(resize="letterbox", fill=0)
+    shown = json.loads(json.dumps(resolved(parse(data__preprocessing=written))))
+    assert shown["data"]["preprocessing"]["size"] == [240, 320]
 
 
 @pytest.mark.parametrize("value", [True, 10**400], ids=["boolean", "too long for a float"])

@@ -69,7 +69,8 @@ def top1(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
     if labels is None:
         raise InputError(
             'the metric "top1" needs labels', where="data.evaluation",
-            hint='Put an array "labels" beside the inputs, or use the metric "fidelity".',
+            hint='Put an array "labels" beside the inputs, or pictures into a folder for each '
+            'class, or use the metric "fidelity".',
         )  # fmt: skip
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
         raise InputError(

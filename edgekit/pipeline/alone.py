@@ -21,6 +21,7 @@ from edgekit.engines import onnxruntime
 from edgekit.engines.base import load_engine
 from edgekit.errors import InputError
 from edgekit.models.model import save
+from edgekit.models.simplify import clean
 from edgekit.models.source import load
 from edgekit.pipeline.publish import EVIDENCE_FILE, EVIDENCE_FORMAT
 from edgekit.recipe import load_recipe
@@ -33,7 +34,7 @@ _BATCH = 100
 
 def cut_file(model: Path, *, macs: float, targets: tuple[str, ...], out: Path) -> dict[str, Any]:
     """Cuts a model to a share of its MACs; the plan lands beside it as `NAME.plan.json`."""
-    loaded = load(model)
+    loaded = clean(load(model))
     multiples = [
         max(preferred_multiple(t, p) for p in t.precisions)
         for t in (resolve_target(name).target for name in targets)
@@ -51,7 +52,7 @@ def verify_files(
     """Compares two models on the same samples; preprocessing and metric come from the recipe."""
     wanted = load_recipe(recipe) if recipe is not None else None
     preprocessing = wanted.preprocessing if wanted is not None else None
-    first, second = (load(p, preprocessing=preprocessing) for p in (reference, candidate))
+    first, second = (clean(load(p, preprocessing=preprocessing)) for p in (reference, candidate))
     if (first.inputs, first.outputs) != (second.inputs, second.outputs):
         raise InputError(
             "the two models do not have the same inputs and outputs",

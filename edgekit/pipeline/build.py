@@ -14,11 +14,18 @@ from edgekit.data.metrics import load_metric
 from edgekit.engines import machine
 from edgekit.errors import InputError
 from edgekit.models.model import Model, to_bytes
-from edgekit.models.source import load
+from edgekit.models.simplify import clean
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Cache, key_of, write_json
 from edgekit.pipeline.candidates import Chain, Project, wanted_precisions
 from edgekit.pipeline.device import finish_target
+from edgekit.pipeline.origin import (
+    Origin,
+    describe_export,
+    export_step,
+    open_exported,
+    open_origin,
+)  # fmt: skip
 from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent
 from edgekit.pipeline.steps import Source
 from edgekit.pipeline.workshop import Workshop
@@ -39,6 +46,7 @@ class BuildRequest:
     out: Path | None = None
     rebench: bool = False
     strict: bool = False
+    trust_pickle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +76,8 @@ def build(request: BuildRequest, *, on_event: OnEvent) -> BuildResult:
     EdgekitError for bad input, a target's refusal, a missing package or a full disk.
     """
     begun = time.monotonic()
-    project, targets, recipe = _project(request)
+    workshop, project, targets, recipe = _project(request, on_event)
     with _alone(project.place, on_event):
-        workshop = Workshop(cache=project.cache, on_event=on_event)
         results = []
         for chain, target in _chains(workshop, project, targets, recipe):
             result = finish_target(workshop, project, chain, target, rebench=request.rebench)
@@ -91,8 +98,7 @@ def build(request: BuildRequest, *, on_event: OnEvent) -> BuildResult:
 
 def plan(request: BuildRequest) -> BuildPlan:
     """What `build` would do. Nothing is made or written. Raises as `build` does for bad input."""
-    project, targets, recipe = _project(request)
-    workshop = Workshop(cache=project.cache, on_event=lambda event: None, listing=True)
+    workshop, project, targets, recipe = _project(request, lambda event: None, listing=True)
     for chain, target in _chains(workshop, project, targets, recipe):
         finish_target(workshop, project, chain, target, rebench=request.rebench)
     return BuildPlan(
@@ -102,15 +108,28 @@ def plan(request: BuildRequest) -> BuildPlan:
     )
 
 
-def _project(request: BuildRequest) -> tuple[Project, list[ResolvedTarget], Recipe]:
-    """Everything that is read before the first step: all bad input is found here."""
+def _project(
+    request: BuildRequest, on_event: OnEvent, *, listing: bool = False
+) -> tuple[Workshop, Project, list[ResolvedTarget], Recipe]:
+    """Everything that is read before the first step: all bad input is found here.
+
+    `listing`: nothing is written, an exported model is not kept.
+    """
     recipe = load_recipe(request.recipe)
     targets = _targets(request, recipe)
     for target in targets:
         wanted_precisions(target.target, for_target(recipe, target.target))
-    path = recipe.folder / recipe.model.path
-    model = load(path, name=recipe.name, preprocessing=recipe.preprocessing)
-    inputs, folder = model.inputs, recipe.folder
+    folder = recipe.folder
+    out = request.out if request.out is not None else folder / recipe.build.out
+    cache = Cache(out / ".cache")
+    origin = Origin(
+        place=recipe.model.path or recipe.model.factory or "", folder=folder,
+        weights=recipe.model.weights or "", inputs=recipe.model.inputs or {},
+        trust_pickle=request.trust_pickle,
+    )  # fmt: skip
+    workshop = Workshop(cache=cache, on_event=on_event, listing=listing)
+    model, path = _model(workshop, origin, recipe)
+    inputs = model.inputs
     loaded = {
         role: load_batches(
             source, folder=folder, inputs=inputs, preprocessing=recipe.preprocessing,
@@ -122,20 +141,34 @@ def _project(request: BuildRequest) -> tuple[Project, list[ResolvedTarget], Reci
     }  # fmt: skip
     refuse_shared_samples(loaded["calibration"], loaded["evaluation"])
     metric = load_metric(recipe.evaluate.metric, folder)
-    out = request.out if request.out is not None else folder / recipe.build.out
     return (
+        workshop,
         Project(
             model=model,
             original=_original(model, path),
             calibration=loaded["calibration"],
             evaluation=loaded["evaluation"],
             metric=metric,
-            cache=Cache(out / ".cache"),
+            cache=cache,
             place=out / model.name,
         ),
         targets,
         recipe,
     )
+
+
+def _model(workshop: Workshop, origin: Origin, recipe: Recipe) -> tuple[Model, Path]:
+    """The original, cleaned, and its ONNX file; what torch exports is kept there."""
+    name, preprocessing = recipe.name, recipe.preprocessing
+    step = export_step(origin) if origin.is_exported else None
+    if step is not None:
+        workshop.do(step, describe=describe_export)
+    if step is None or workshop.listing:
+        opened = open_origin(origin, name=name, preprocessing=preprocessing)
+    else:
+        place = workshop.cache.entry(step)
+        opened = open_exported(place, name=name, preprocessing=preprocessing)
+    return clean(opened.model), opened.path
 
 
 def _targets(request: BuildRequest, recipe: Recipe) -> list[ResolvedTarget]:

@@ -12,7 +12,7 @@ from edgekit.data.functions import function_digest, load_function, user_code
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.models.model import Model, save
 from edgekit.models.source import from_bytes, load
-from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions, write_json
+from edgekit.pipeline.cache import Step, key_of, read_json, versions, write_json
 from edgekit.values import Preprocessing
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class Origin:
         return bool(head) and name.isidentifier() and not self.path.exists()
 
     @property
+    def is_exported(self) -> bool:
+        """Whether torch makes the graph; else it is read as it is."""
+        return self.is_factory or self.path.suffix in TORCH_SUFFIXES
+
+    @property
     def path(self) -> Path:
         """The place as a file."""
         return self.folder / self.place
@@ -59,33 +64,55 @@ class Origin:
 class Opened:
     """A Model, and what a user should hear of how it was made.
 
-    `difference` is the largest absolute one between the source's outputs and the graph's; None
-    where the source is a graph itself.
+    `path` is its file. `difference` is the largest absolute one between the source's outputs and
+    the graph's; None where the source is a graph itself.
     """
 
     model: Model
+    path: Path
     difference: float | None = None
     notes: tuple[str, ...] = ()
 
 
 def open_origin(
-    origin: Origin, *, name: str = "", preprocessing: Preprocessing | None = None,
-    cache: Cache | None = None,
-) -> Opened:  # fmt: skip
-    """The Model, as it is in its file, from wherever it comes; an export is kept in `cache`.
+    origin: Origin, *, name: str = "", preprocessing: Preprocessing | None = None
+) -> Opened:
+    """The Model, as it is in its file, from wherever it comes. Nothing is written.
 
     Raises InputError for everything that is wrong with it, MissingPackageError without torch where
     torch is needed.
     """
-    name = name or origin.name
-    if not origin.is_factory and origin.path.suffix not in TORCH_SUFFIXES:
-        _refuse_more(origin)
-        return Opened(model=load(origin.path, name=name, preprocessing=preprocessing))
-    if cache is None:
-        opened = _exported(origin, name)
-    else:
-        step = Step(name="export", key=_key(origin), make=lambda f, _: _keep(origin, name, f))
-        opened = _kept(cache.fetch(step), name)
+    if origin.is_exported:
+        return _with(_exported(origin, name or origin.name), preprocessing)
+    _refuse_more(origin)
+    model = load(origin.path, name=name or origin.name, preprocessing=preprocessing)
+    return Opened(model=model, path=origin.path)
+
+
+def export_step(origin: Origin) -> Step:
+    """The step that keeps the ONNX file of what torch exports."""
+    return Step(name="export", key=_key(origin), make=lambda folder, _: _keep(origin, folder))
+
+
+def open_exported(folder: Path, *, name: str, preprocessing: Preprocessing | None = None) -> Opened:
+    """The Model that an export step left."""
+    report: Mapping[str, Any] = read_json(folder / _REPORT_FILE)
+    path = folder / _MODEL_FILE
+    opened = Opened(
+        model=from_bytes(path.read_bytes(), name=name), path=path,
+        difference=report["difference"], notes=tuple(report["notes"]),
+    )  # fmt: skip
+    return _with(opened, preprocessing)
+
+
+def describe_export(folder: Path) -> str:
+    """What an export step says of itself."""
+    report: Mapping[str, Any] = read_json(folder / _REPORT_FILE)
+    said = f"largest difference from the source {report['difference']:.1e}"
+    return "; ".join([said, *report["notes"]])
+
+
+def _with(opened: Opened, preprocessing: Preprocessing | None) -> Opened:
     if preprocessing is None:
         return opened
     return replace(opened, model=replace(opened.model, preprocessing=preprocessing))
@@ -120,20 +147,11 @@ def _digest(path: Path, what: str) -> str:
     return files.digest_file(path)
 
 
-def _keep(origin: Origin, name: str, folder: Path) -> None:
-    opened = _exported(origin, name)
+def _keep(origin: Origin, folder: Path) -> None:
+    opened = _exported(origin, origin.name)
     save(opened.model, folder / _MODEL_FILE)
     report = {"difference": opened.difference, "notes": list(opened.notes)}
     write_json(folder / _REPORT_FILE, report)
-
-
-def _kept(folder: Path, name: str) -> Opened:
-    report: Mapping[str, Any] = read_json(folder / _REPORT_FILE)
-    return Opened(
-        model=from_bytes((folder / _MODEL_FILE).read_bytes(), name=name),
-        difference=report["difference"],
-        notes=tuple(report["notes"]),
-    )
 
 
 def _exported(origin: Origin, name: str) -> Opened:
@@ -161,8 +179,9 @@ def _exported(origin: Origin, name: str) -> Opened:
     else:
         exported = _from_file(origin, name)
     return Opened(
-        model=exported.model, difference=exported.difference, notes=(*notes, *exported.notes)
-    )
+        model=exported.model, path=origin.path, difference=exported.difference,
+        notes=(*notes, *exported.notes),
+    )  # fmt: skip
 
 
 def _from_file(origin: Origin, name: str) -> torch_source.Exported:

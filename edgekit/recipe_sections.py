@@ -1,0 +1,319 @@
+"""The tables of a recipe, each with its defaults, and what a value in them may be."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from edgekit.values import LONGEST_SIDE, Interpolation, Layout, Order, Resize
+
+OVERRIDABLE = ("compress", "quantize", "engine", "gate", "bench")
+
+_METRICS = ("top1", "fidelity")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError(f"{value:g} is not between 0 and 1")
+    return value
+
+
+def quoted(value: str) -> str:
+    """The text between double quotes, on one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _text(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("is empty" if not value else "holds a NUL character")
+    return value
+
+
+def _file_name(value: str) -> str:
+    if value and not _FILE_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} names a folder too: want letters, digits, _, - and .")
+    return value
+
+
+def _metric(name: str) -> str:
+    place, _, function = name.rpartition(":")
+    if name in _METRICS or (place and function.isidentifier()):
+        return name
+    near = difflib.get_close_matches(name, _METRICS, 1)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    raise ValueError(
+        f"{quoted(name)} is not one of {', '.join(_METRICS)} or package.module:function{hint}"
+    )
+
+
+def _factory(name: str) -> str:
+    place, _, function = name.rpartition(":")
+    if not place or not function.isidentifier():
+        raise ValueError(f"{quoted(name)} is not package.module:function or file.py:function")
+    return name
+
+
+def _pair(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(value) != 2:
+        raise ValueError(f"wanted [height, width], got {list(value)}")
+    return value
+
+
+def _seconds(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError(f'wanted a duration such as "12h", got {value!r}')
+    found = _DURATION.fullmatch(value)
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(f'{quoted(value)} is no duration such as "30m", "12h" or "1d"')
+    return seconds
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[Number, AfterValidator(_share)]
+Positive = Annotated[Number, Field(gt=0)]
+Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
+Duration = Annotated[float, BeforeValidator(_seconds)]
+Shape = Annotated[tuple[Whole, ...], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """A table of a recipe: frozen, strict, no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """Where the model comes from, relative to the recipe, and what to call it (the file's stem).
+
+    Either `path` (.onnx, .pt2, TorchScript) or `factory`: `file.py:function`, which returns a torch
+    module, with `weights` (.safetensors or a state dict). `inputs` has a shape for each argument of
+    its forward pass, the batch first.
+    """
+
+    path: Text | None = None
+    factory: Annotated[str, AfterValidator(_factory)] | None = None
+    weights: Text | None = None
+    inputs: dict[str, Shape] | None = None
+    name: Annotated[str, AfterValidator(_file_name)] = ""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ModelSection:
+        if bool(self.path) == bool(self.factory):
+            raise ValueError("wanted one of path and factory")
+        if self.weights and not self.factory:
+            raise ValueError("weights go with a factory, a file has its own")
+        if self.factory and not self.inputs:
+            raise ValueError("a factory needs inputs, such as images = [1, 3, 224, 224]")
+        return self
+
+
+class PreprocessingSection(Section):
+    """How pictures become an input, and uint8 pixels (pixel * scale - mean) / std.
+
+    `mean` and `std` are one number, or one a channel in the order that the model sees. What each
+    key does, and where it does not apply, `values.Preprocessing` says. `size` is height and width;
+    absent, it is the model's own. `layout` absent: as the shape of the model's input shows.
+    """
+
+    scale: Positive = 1 / 255
+    mean: Annotated[tuple[Number, ...], Field(strict=False, min_length=1)] = (0.0,)
+    std: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1.0,)
+    size: Annotated[tuple[Side, ...], Field(strict=False), AfterValidator(_pair)] | None = None
+    resize: Resize = "stretch"
+    crop_share: Share = 1.0
+    fill: Annotated[int, Field(ge=0, le=255)] = 114
+    interpolation: Interpolation = "bilinear"
+    order: Order = "rgb"
+    layout: Layout | None = None
+
+    @model_validator(mode="after")
+    def _same_length(self) -> PreprocessingSection:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std has {len(self.std)}; want as many"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _key_with_a_use(self) -> PreprocessingSection:
+        for key, resize in (("crop_share", "crop"), ("fill", "letterbox")):
+            if key in self.model_fields_set and self.resize != resize:
+                raise ValueError(f'{key} is for resize = "{resize}", and resize is "{self.resize}"')
+        return self
+
+
+class DataSection(Section):
+    """Where the samples are, relative to the recipe.
+
+    An .npz, a folder of pictures, a .csv of pictures, or `package.module:function`.
+    """
+
+    calibration: Text
+    evaluation: Text
+    preprocessing: PreprocessingSection | None = None
+
+
+class EvaluateSection(Section):
+    """How well a model does, and how many samples are run at a time."""
+
+    metric: Annotated[str, AfterValidator(_metric)] = "top1"
+    batch: Whole = 100
+
+
+class ChannelsSection(Section):
+    """Structured channel removal down to a share of the MACs."""
+
+    macs: Share
+    criterion: Literal["l2"] = "l2"
+
+
+class RecoverSection(Section):
+    """Distillation from the original on the calibration samples."""
+
+    epochs: Whole = 6
+    learning_rate: Positive = 1e-3
+    batch: Whole = 64
+    temperature: Positive = 4.0
+    mirror: bool = True
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class CompressSection(Section):
+    """The steps before quantization; a table that is absent is a step that is not done."""
+
+    channels: ChannelsSection | None = None
+    recover: RecoverSection | None = None
+
+
+class QuantizeSection(Section):
+    """How ranges are observed and chosen. `samples` absent: all calibration samples."""
+
+    ranges: Literal["minmax", "percentile"] = "percentile"
+    percentile: Annotated[Number, Field(gt=50, le=100)] = 99.999
+    samples: Whole | None = None
+
+
+class BatchRange(Section):
+    """The smallest, the expected and the largest batch."""
+
+    min: Whole = 1
+    opt: Whole = 1
+    max: Whole = 1
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BatchRange:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"min {self.min}, opt {self.opt}, max {self.max} are not in order")
+        return self
+
+
+class ShapeRange(Section):
+    """The smallest, the expected and the largest shape of one input."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ShapeRange:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max do not have as many axes")
+        if not all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
+            raise ValueError("min, opt and max are not in order")
+        return self
+
+
+class EngineSection(Section):
+    """How an engine is built. `auto`: INT8 where the target has it; on a target that is measured
+    here, the fastest that keeps the accuracy which the gate asks for."""
+
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    batch: BatchRange = BatchRange()
+    shapes: dict[str, ShapeRange] = Field(default_factory=dict)
+    workspace_mb: Whole | None = None
+    dla: int | None = Field(default=None, ge=0)
+    streams: Whole = 1
+    threads: int = Field(default=0, ge=0, le=1024)
+
+
+class GateSection(Section):
+    """Limits of a release; one that is absent is not checked. Shares are between 0 and 1."""
+
+    min_fps: Positive | None = None
+    min_speedup: Positive | None = None
+    max_p99_ms: Positive | None = None
+    max_memory_mb: Positive | None = None
+    max_size_mb: Positive | None = None
+    min_top1: Share | None = None
+    min_metric: Number | None = None
+    max_drop: Annotated[Number, Field(ge=0)] | None = None
+    min_agreement: Share | None = None
+    min_sqnr_db: Number | None = None
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class BenchSection(Section):
+    """How long to measure each arm, in how many turns; how old a measurement may be used."""
+
+    seconds: Positive = 6.0
+    rounds: Annotated[int, Field(ge=2)] = 12
+    warmup_seconds: Annotated[Number, Field(ge=0)] = 0.5
+    batch: Whole = 1
+    max_age: Duration = 86400.0
+
+
+class BuildSection(Section):
+    """What `edgekit build` makes without being told more, and where.
+
+    A target is a name, or the path of a board's own file, relative to the recipe.
+    """
+
+    targets: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    out: Text = "build"
+
+
+class Override(Section):
+    """`[target.NAME.SECTION]`: kept as written, merged and checked for each device."""
+
+    compress: dict[str, Any] = Field(default_factory=dict)
+    quantize: dict[str, Any] = Field(default_factory=dict)
+    engine: dict[str, Any] = Field(default_factory=dict)
+    gate: dict[str, Any] = Field(default_factory=dict)
+    bench: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _overridable(cls, sections: object) -> object:
+        unknown = [
+            str(name)
+            for name in (sections if isinstance(sections, Mapping) else ())
+            if name not in OVERRIDABLE
+        ]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], OVERRIDABLE, 1, 0.5)
+            names = " and ".join(map(quoted, unknown))
+            hint = f'did you mean "{near[0]}"?' if near else f"want {', '.join(OVERRIDABLE)}"
+            raise ValueError(f"{names} cannot be overridden for a target; {hint}")
+        return sections
