@@ -30,6 +30,14 @@ Targets = Annotated[
     list[str] | None,
     typer.Option("--target", "-t", help="A target's name or file; may be given several times."),
 ]
+Weights = Annotated[str, typer.Option(help="A factory's weights: .safetensors or a state dict.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="An input's shape where the model does not tell: x=1,3,224,224."),
+]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Open pickled modules: that runs code in them.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")]
 
 
@@ -125,6 +133,7 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe and the steps; make nothing.")
     ] = False,
+    trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
@@ -133,8 +142,9 @@ def build(
     from edgekit.pipeline import build as pipeline
 
     request = pipeline.BuildRequest(
-        recipe=recipe, targets=tuple(target or ()), out=out, rebench=rebench, strict=strict
-    )
+        recipe=recipe, targets=tuple(target or ()), out=out, rebench=rebench, strict=strict,
+        trust_pickle=trust_pickle,
+    )  # fmt: skip
     if dry_run:
         plan = pipeline.plan(request)
         if as_json:
@@ -149,6 +159,37 @@ def build(
     else:
         console.show_build(result)
     return result.exit_code
+
+
+@verb
+def init(
+    model: Annotated[
+        str, typer.Argument(help="An .onnx, .pt2 or TorchScript file, or file.py:factory.")
+    ],
+    calibration: Annotated[str, typer.Option(help="Samples without labels.")] = "",
+    evaluation: Annotated[str, typer.Option(help="Samples with labels.")] = "",
+    target: Targets = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The recipe.")] = Path("edgekit.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe.")] = False,
+    weights: Weights = "",
+    shapes: Shapes = None,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Write a first recipe from what a model shows of itself."""
+    from edgekit import console
+    from edgekit.pipeline import alone
+    from edgekit.pipeline.draft import Wishes
+    from edgekit.pipeline.origin import Origin, parse_inputs
+
+    origin = Origin(
+        place=model, weights=weights, inputs=parse_inputs(shapes or ()), trust_pickle=trust_pickle
+    )
+    wishes = Wishes(calibration=calibration, evaluation=evaluation, targets=tuple(target or ()))
+    report = alone.draft_file(origin, wishes, out=out, force=force)
+    console.print_json(report) if as_json else console.show_document(report)
+    return 0
 
 
 @verb
@@ -188,41 +229,59 @@ def inspect(
 
 @verb
 def verify(
-    reference: Annotated[Path, typer.Argument(metavar="A", help="The reference, .onnx.")],
-    candidate: Annotated[Path, typer.Argument(metavar="B", help="The candidate, .onnx.")],
-    data: Annotated[str, typer.Option("--data", help="data.npz or package.module:function")],
+    reference: Annotated[str, typer.Argument(metavar="A", help="The reference, a model.")],
+    candidate: Annotated[str, typer.Argument(metavar="B", help="The candidate, a model.")],
+    data: Annotated[
+        str, typer.Option("--data", help="data.npz, a folder of pictures, a .csv, or a function.")
+    ],
     recipe: Annotated[
         Path | None, typer.Option(help="Its preprocessing and metric are used.")
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="top1, fidelity or package.module:function")
     ] = None,
+    shapes: Shapes = None,
+    trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Compare one model with another on the same inputs: metric, agreement, SQNR."""
+    """Compare one model with another on the same inputs: metric, agreement, error."""
     from edgekit import console
     from edgekit.pipeline import alone
+    from edgekit.pipeline.origin import Origin, parse_inputs
 
-    report = alone.verify_files(reference, candidate, data=data, recipe=recipe, metric=metric)
+    inputs = parse_inputs(shapes or ())
+    first, second = (
+        Origin(place=place, inputs=inputs if not place.endswith(".onnx") else {},
+               trust_pickle=trust_pickle)
+        for place in (reference, candidate)
+    )  # fmt: skip
+    report = alone.verify_files(first, second, data=data, recipe=recipe, metric=metric)
     console.print_json(report) if as_json else console.show_document(report)
     return 0
 
 
 @verb
 def channels(
-    model: Annotated[Path, typer.Argument(help="An .onnx file, BatchNormalization unfolded.")],
+    model: Annotated[str, typer.Argument(help="A model, BatchNormalization unfolded.")],
     macs: Annotated[float, typer.Option(help="The share of the MACs to keep, in (0, 1].")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The smaller .onnx file.")],
     target: Targets = None,
+    weights: Weights = "",
+    shapes: Shapes = None,
+    trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
     """Remove whole channels, one step alone; the plan is written beside the model."""
     from edgekit import console
     from edgekit.pipeline import alone
+    from edgekit.pipeline.origin import Origin, parse_inputs
 
-    report = alone.cut_file(model, macs=macs, targets=tuple(target or ()), out=out)
+    origin = Origin(
+        place=model, weights=weights, inputs=parse_inputs(shapes or ()), trust_pickle=trust_pickle
+    )
+    report = alone.cut_file(origin, macs=macs, targets=tuple(target or ()), out=out)
     console.print_json(report) if as_json else console.show_document(report)
     return 0
 

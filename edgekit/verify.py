@@ -30,7 +30,8 @@ class VerifyReport:
 
     `before` and `after` are the metric of the reference and of the candidate. `agreement` is the
     share of samples with the same top-1, unknown where the output is no class score. `sqnr_db` is
-    10 log10(sum b^2 / sum (a - b)^2) of the first output, b being the reference's.
+    10 log10(sum b^2 / sum (a - b)^2) of the first output, b being the reference's;
+    `relative_error` is the largest max|a - b| / max|b| of any output.
     """
 
     metric: str
@@ -38,6 +39,7 @@ class VerifyReport:
     after: float
     agreement: Figure
     sqnr_db: Figure
+    relative_error: float
     samples: int
 
     @property
@@ -103,8 +105,15 @@ def verify(
         if classifies
         else Unknown("the first output is not (samples, classes)"),
         sqnr_db=sqnr_db(candidate, reference),
+        relative_error=max(_relative_error(candidate[n], reference[n]) for n in reference),
         samples=samples,
     )
+
+
+def _relative_error(found: Array, expected: Array) -> float:
+    top = float(np.abs(expected.astype(np.float64)).max(initial=0.0)) or 1.0
+    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    return float(difference.max(initial=0.0)) / top
 
 
 def to_json(report: VerifyReport) -> dict[str, object]:
@@ -115,6 +124,7 @@ def to_json(report: VerifyReport) -> dict[str, object]:
         "after": report.after,
         "agreement": figure_to_json(report.agreement),
         "sqnr_db": figure_to_json(report.sqnr_db),
+        "relative_error": report.relative_error,
         "samples": report.samples,
     }
 
@@ -127,5 +137,6 @@ def from_json(stored: Mapping[str, Any]) -> VerifyReport:
         after=stored["after"],
         agreement=figure_from_json(stored["agreement"]),
         sqnr_db=figure_from_json(stored["sqnr_db"]),
+        relative_error=stored["relative_error"],
         samples=stored["samples"],
     )

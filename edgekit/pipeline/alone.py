@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,32 @@ from edgekit.compress.channels.cut import cut_channels
 from edgekit.data.batches import load_batches
 from edgekit.data.metrics import load_metric
 from edgekit.engines import onnxruntime
-from edgekit.engines.base import load_engine
+from edgekit.engines.base import MANIFEST_FILE, load_engine, runtime_module
 from edgekit.errors import InputError
 from edgekit.models.model import save
 from edgekit.models.simplify import clean
 from edgekit.models.source import load
+from edgekit.pipeline.draft import Wishes, draft_recipe
+from edgekit.pipeline.origin import Origin, open_origin
 from edgekit.pipeline.publish import EVIDENCE_FILE, EVIDENCE_FORMAT
 from edgekit.recipe import load_recipe
 from edgekit.targets import preferred_multiple, resolve_target
-from edgekit.values import Figure, Unknown, figure_to_json
+from edgekit.values import (
+    Figure,
+    Preprocessing,
+    Session,
+    TensorSpec,
+    Unknown,
+    figure_to_json,
+)  # fmt: skip
 from edgekit.verify import outputs_of, to_json, verify
 
 _BATCH = 100
 
 
-def cut_file(model: Path, *, macs: float, targets: tuple[str, ...], out: Path) -> dict[str, Any]:
+def cut_file(model: Origin, *, macs: float, targets: tuple[str, ...], out: Path) -> dict[str, Any]:
     """Cuts a model to a share of its MACs; the plan lands beside it as `NAME.plan.json`."""
-    loaded = clean(load(model))
+    loaded = clean(open_origin(model).model)
     multiples = [
         max(preferred_multiple(t, p) for p in t.precisions)
         for t in (resolve_target(name).target for name in targets)
@@ -46,31 +56,93 @@ def cut_file(model: Path, *, macs: float, targets: tuple[str, ...], out: Path) -
     return {**report.to_json(), "model": str(out), "plan": str(plan)}
 
 
+def draft_file(origin: Origin, wishes: Wishes, *, out: Path, force: bool) -> dict[str, Any]:
+    """Writes a first recipe for a model. Raises InputError where there is one, unless forced."""
+    if out.exists() and not force:
+        raise InputError(
+            "there is a recipe already, and it may be yours", where=str(out),
+            hint="Name another file with --out, or give --force.",
+        )  # fmt: skip
+    opened = open_origin(origin)
+    files.write_text(out, draft_recipe(opened, _beside(origin, out), wishes))
+    found: dict[str, Any] = {"recipe": str(out), "model": opened.model.name}
+    if opened.difference is not None:
+        found["largest difference from the source"] = opened.difference
+    return {**found, "notes": list(opened.notes)} if opened.notes else found
+
+
+def _beside(origin: Origin, recipe: Path) -> Origin:
+    """The origin as a recipe in another folder has to name it."""
+    folder = recipe.resolve().parent
+
+    def moved(place: str) -> str:
+        path, colon, name = place.rpartition(":") if origin.is_factory else (place, "", "")
+        if colon and not path.endswith(".py"):
+            return place  # a package is found wherever it is
+        return os.path.relpath((origin.folder / path).resolve(), folder) + colon + name
+
+    weights = origin.weights and os.path.relpath((origin.folder / origin.weights).resolve(), folder)
+    return replace(origin, place=moved(origin.place), weights=weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """A model or an engine to compare: what goes in and out, and how to open it."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing | None
+    open: Callable[[], Session]
+
+
+def _side(origin: Origin, preprocessing: Preprocessing | None) -> _Side:
+    if (origin.path / MANIFEST_FILE).is_file():
+        engine = load_engine(origin.path)
+        runtime = runtime_module(engine.runtime)
+        return _Side(
+            inputs=engine.inputs, outputs=engine.outputs, open=lambda: runtime.open(engine),
+            preprocessing=preprocessing or _preprocessing(origin.path),
+        )  # fmt: skip
+    model = clean(open_origin(origin, preprocessing=preprocessing).model)
+    return _Side(
+        inputs=model.inputs, outputs=model.outputs, preprocessing=model.preprocessing,
+        open=lambda: onnxruntime.open_model(model),
+    )  # fmt: skip
+
+
 def verify_files(
-    reference: Path, candidate: Path, *, data: str, recipe: Path | None, metric: str | None
+    reference: Origin, candidate: Origin, *, data: str, recipe: Path | None, metric: str | None
 ) -> dict[str, Any]:
-    """Compares two models on the same samples; preprocessing and metric come from the recipe."""
+    """Compares two models, or engines by their folders, on the same samples.
+
+    Preprocessing and metric come from the recipe, if there is one; else from the reference.
+    """
     wanted = load_recipe(recipe) if recipe is not None else None
     preprocessing = wanted.preprocessing if wanted is not None else None
-    first, second = (clean(load(p, preprocessing=preprocessing)) for p in (reference, candidate))
-    if (first.inputs, first.outputs) != (second.inputs, second.outputs):
+    sides = [_side(origin, preprocessing) for origin in (reference, candidate)]
+    first, second = ([*side.inputs, *side.outputs] for side in sides)
+    if [_comparable(spec) for spec in first] != [_comparable(spec) for spec in second]:
         raise InputError(
             "the two models do not have the same inputs and outputs",
-            got=", ".join(map(str, (*second.inputs, *second.outputs))),
-            wanted=", ".join(map(str, (*first.inputs, *first.outputs))),
+            got=", ".join(map(str, second)), wanted=", ".join(map(str, first)),
         )  # fmt: skip
     batches = load_batches(
-        data, folder=Path(), inputs=first.inputs, preprocessing=first.preprocessing,
+        data, folder=Path(), inputs=sides[0].inputs, preprocessing=sides[0].preprocessing,
         batch_size=_BATCH, role="evaluation",
     )  # fmt: skip
     named = metric or (wanted.evaluate.metric if wanted is not None else "")
     score = load_metric(named or ("top1" if batches.labels is not None else "fidelity"), Path())
     found = []
-    for model in (first, second):
-        with onnxruntime.open_model(model) as session:
+    for side in sides:
+        with side.open() as session:
             found.append(outputs_of(session, batches))
     (expected, labels), (outputs, _) = found
     return to_json(verify(expected, outputs, labels, score))
+
+
+def _comparable(spec: TensorSpec) -> tuple[object, ...]:
+    """Name, type and sizes; how a dynamic size is called does not matter."""
+    return spec.name, spec.dtype, tuple(s if isinstance(s, int) else None for s in spec.shape)
 
 
 def bench_engine(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,21 @@ def open_origin(
     _refuse_more(origin)
     model = load(origin.path, name=name or origin.name, preprocessing=preprocessing)
     return Opened(model=model, path=origin.path)
+
+
+def parse_inputs(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of `images=1,3,224,224`. Raises InputError for anything else."""
+    found = {}
+    for text in given:
+        name, _, sizes = text.partition("=")
+        shape = [size.strip() for size in sizes.replace("x", ",").split(",")]
+        if not name or not all(size.isdecimal() and int(size) > 0 for size in shape):
+            raise InputError(
+                "this is no input and its shape", where="--input", got=text,
+                wanted="images=1,3,224,224",
+            )  # fmt: skip
+        found[name] = tuple(map(int, shape))
+    return found
 
 
 def export_step(origin: Origin) -> Step:
