@@ -27,6 +27,11 @@ from edgekit.models.model import Model, save
 from edgekit.pipeline.origin import Origin, open_origin
 from edgekit.values import Measurement, Preprocessing, Session, run
 
+__all__ = [
+    "apply_plan", "bench", "build", "channels", "data", "free_batch", "gate", "load", "open",
+    "quantize", "recover", "run", "save", "torch_module", "verify", "write_back",
+]  # fmt: skip
+
 if TYPE_CHECKING:
     from edgekit.compress.channels.cut import ChannelReport
     from edgekit.compress.recover import RecoverReport
@@ -70,6 +75,17 @@ def load(
         place=str(source), weights=str(weights), inputs=shapes, trust_pickle=trust_pickle
     )
     return clean(open_origin(origin, preprocessing=preprocessing).model)
+
+
+def free_batch(model: Model) -> Model:
+    """The Model with a dynamic batch where an export fixed it, checked by running samples.
+
+    Raises InputError where the batch is written into the graph for good.
+    """
+    from edgekit.models.batch import free_batch as free
+    from edgekit.pipeline.steps import outputs_of_model
+
+    return free(model, run=outputs_of_model)
 
 
 def data(source: str | Path, model: Model, *, batch: int = _BATCH, role: str = "data") -> Batches:
@@ -131,6 +147,7 @@ def quantize(
     """
     from edgekit.engines import machine, onnxruntime
     from edgekit.models.simplify import simplify
+    from edgekit.pipeline.steps import outputs_of_model
     from edgekit.quantize.dialects import dialect_named
     from edgekit.quantize.observe import float_activations, observe
     from edgekit.quantize.place import insert_qdq
@@ -144,11 +161,7 @@ def quantize(
     )  # fmt: skip
     feeds = next(iter(data.take(_SAMPLES))).inputs
 
-    def outputs(candidate: Model) -> dict[str, Any]:
-        with onnxruntime.open_model(candidate) as session:
-            return run(session, feeds)
-
-    floating, _ = simplify(model, run=outputs)
+    floating, _ = simplify(model, run=lambda candidate: outputs_of_model(candidate, feeds))
     chosen = (data.take(samples) if samples else data).with_batch_size(_OBSERVE_BATCH)
     observed = observe(floating, float_activations(floating), chosen, onnxruntime.open_model)
     return insert_qdq(floating, observed, dialect, choice(ranges, percent=percentile))

@@ -175,9 +175,18 @@ def _show(batches: Batches, names: Sequence[str], chosen: Array, mirrored: Array
     for name in names:
         x = torch.from_numpy(np.ascontiguousarray(feeds[name]))
         if mirrored.any():
-            x = torch.where(torch.from_numpy(mirrored).reshape(-1, 1, 1, 1), x.flip(3), x)
+            turned = x.flip(_width_axis(batches, feeds[name]))
+            x = torch.where(torch.from_numpy(mirrored).reshape(-1, 1, 1, 1), turned, x)
         shown.append(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
     return shown
+
+
+def _width_axis(batches: Batches, images: Array) -> int:
+    """Where the width of pictures lies: the last axis, or the one before the channels."""
+    layout = batches.preprocessing.layout if batches.preprocessing is not None else None
+    if layout is None and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        layout = "nhwc"
+    return 2 if layout == "nhwc" else 3
 
 
 def _answers(

@@ -13,6 +13,7 @@ from edgekit.data.batches import load_batches, refuse_shared_samples
 from edgekit.data.metrics import load_metric
 from edgekit.engines import machine
 from edgekit.errors import InputError
+from edgekit.models.batch import fixed_batch, free_batch
 from edgekit.models.model import Model, to_bytes
 from edgekit.models.simplify import clean
 from edgekit.pipeline import steps
@@ -27,7 +28,7 @@ from edgekit.pipeline.origin import (
     open_origin,
 )  # fmt: skip
 from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent
-from edgekit.pipeline.steps import Source
+from edgekit.pipeline.steps import Source, outputs_of_model
 from edgekit.pipeline.workshop import Workshop
 from edgekit.quantize.dialects import dialect_named
 from edgekit.recipe import Recipe, for_target, load_recipe, resolved
@@ -168,7 +169,14 @@ def _model(workshop: Workshop, origin: Origin, recipe: Recipe) -> tuple[Model, P
     else:
         place = workshop.cache.entry(step)
         opened = open_exported(place, name=name, preprocessing=preprocessing)
-    return clean(opened.model), opened.path
+    model = clean(opened.model)
+    size = fixed_batch(model)
+    if size:
+        model = free_batch(model, run=outputs_of_model)
+        said = f"the batch was fixed at {size}; it is free now, checked on samples side by side"
+        workshop.on_event(StepEvent(step="load", target="", state="done", said=said))
+        workshop.note("load", "", cached=False, seconds=0.0, said=said)
+    return model, opened.path
 
 
 def _targets(request: BuildRequest, recipe: Recipe) -> list[ResolvedTarget]:

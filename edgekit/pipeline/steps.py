@@ -26,7 +26,7 @@ from edgekit.quantize.observe import float_activations, observe
 from edgekit.quantize.place import insert_qdq
 from edgekit.quantize.ranges import choice, load_ranges, save_ranges
 from edgekit.recipe import ChannelsSection, QuantizeSection, RecoverSection
-from edgekit.values import Array, run
+from edgekit.values import Array, Feeds, run
 from edgekit.verify import outputs_of, to_json, verify
 
 MODEL_FILE, REPORT_FILE, PLAN_FILE = "model.onnx", "report.json", "plan.json"
@@ -52,6 +52,12 @@ def made_model(cache: Cache, step: Step, name: str) -> Source:
     """The Model that the step leaves behind, loaded when somebody wants it."""
     path = cache.entry(step) / MODEL_FILE
     return Source(key=step.key, path=path, load=lambda: from_bytes(path.read_bytes(), name=name))
+
+
+def outputs_of_model(model: Model, feeds: Feeds) -> dict[str, Array]:
+    """What ONNX Runtime, the reference, gives for these inputs."""
+    with reference_runtime.open_model(model) as session:
+        return run(session, feeds)
 
 
 def channels_step(
@@ -108,11 +114,7 @@ def simplify_step(source: Source, batches: Batches, on_fraction: OnFraction) -> 
         on_fraction(0.0, "")
         feeds = next(iter(batches.take(_COMPARED_SAMPLES))).inputs
 
-        def outputs(model: Model) -> dict[str, Array]:
-            with reference_runtime.open_model(model) as session:
-                return run(session, feeds)
-
-        model, report = simplify(source.load(), run=outputs)
+        model, report = simplify(source.load(), run=lambda model: outputs_of_model(model, feeds))
         save(model, folder / MODEL_FILE)
         write_json(folder / REPORT_FILE, asdict(report))
 

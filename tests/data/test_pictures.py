@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,6 @@ from edgekit.data.metrics import top1
 from edgekit.data.pictures import PictureArray, layout_of
 from edgekit.errors import InputError
 from edgekit.models.model import Model
-from edgekit.pipeline.alone import verify_files
 from edgekit.values import Array, Preprocessing, TensorSpec
 
 PLAIN = Preprocessing(scale=1.0)
@@ -358,7 +360,7 @@ def test_a_missing_folder_says_what_may_be_given(tmp_path: Path) -> None:
 
 
 def test_two_models_are_compared_on_a_folder_by_the_recipe_s_preprocessing(
-    tmp_path: Path, residual: Model, residual_path: Path, reference: Callable[..., list[Array]]
+    tmp_path: Path, residual: Model, reference: Callable[..., list[Array]]
 ) -> None:
     seen, labels = [], []
     for index in range(20):
@@ -374,9 +376,11 @@ def test_two_models_are_compared_on_a_folder_by_the_recipe_s_preprocessing(
         'model.path = "residual.onnx"\n[data]\ncalibration = "c"\nevaluation = "photos"\n'
         "[data.preprocessing]\nmean = [0.5]\nstd = [0.25]\ninterpolation = 'bicubic'\n"
     )
-    found = verify_files(
-        residual_path, residual_path, data=f"{tmp_path}/photos", recipe=tmp_path / "edgekit.toml",
-        metric=None,
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekit.cli", "verify", "residual.onnx", "residual.onnx",
+         "--data", "photos/", "--recipe", "edgekit.toml", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
+    found = json.loads(done.stdout)
     assert (found["metric"], found["samples"]) == ("top1", 20)
     assert found["before"] == found["after"] == pytest.approx(expected)
