@@ -105,7 +105,7 @@ def recover(
     names = [spec.name for spec in student.inputs]
     mirror = options.mirror and all(len(spec.shape) == 4 for spec in student.inputs)
     module = torch_module(student)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     answers = _answers(torch_module(teacher), batches, names, mirror, on_progress)
 
     def imitate(module: nn.Module, chosen: Array, mirrored: Array) -> Tensor:
@@ -177,8 +177,16 @@ def _show(batches: Batches, names: Sequence[str], chosen: Array, mirrored: Array
         if mirrored.any():
             turned = x.flip(_width_axis(batches, feeds[name]))
             x = torch.where(torch.from_numpy(mirrored).reshape(-1, 1, 1, 1), turned, x)
-        shown.append(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+        x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        shown.append(x.to(_device()))
     return shown
+
+
+def _device() -> torch.device:
+    """Where training runs: on the first graphics card that torch can use, else on the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _width_axis(batches: Batches, images: Array) -> int:
@@ -199,7 +207,7 @@ def _answers(
     """The teacher's Answers: looked up, where all of them together can be kept."""
     import torch
 
-    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher.to(_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def ask(chosen: Array, mirrored: Array) -> list[Tensor]:
         with torch.no_grad():
@@ -223,7 +231,7 @@ def _answers(
 
     def look_up(chosen: Array, mirrored: Array) -> list[Tensor]:
         sides, rows = torch.from_numpy(mirrored.astype(np.int64)), torch.from_numpy(chosen)
-        return [output[sides, rows] for output in stacked]
+        return [output[sides.to(output.device), rows.to(output.device)] for output in stacked]
 
     return look_up
 
