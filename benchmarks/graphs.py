@@ -23,16 +23,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import numpy_helper
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "models"))
+from same_model import assert_same_model
 
 from edgekit.models.model import Model, save
 from edgekit.models.simplify import clean
 from edgekit.models.source import load
 from edgekit.models.torch_module import torch_module, write_back
 from edgekit.values import Array
-
-# What a save may add: shapes that were inferred, the steps that made the model.
-ADDED = ("edgekit.history", "edgekit.preprocessing")
 
 
 def filler(folder: Path) -> Any:
@@ -105,22 +104,11 @@ def trained_by_a_step(model: Model, feeds: dict[str, Array]) -> tuple[int, int]:
 
 
 def differs(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
-    """The first field in which two files differ, storage of tensors and additions apart."""
-    for proto in (before, after):
-        kept = [entry for entry in proto.metadata_props if entry.key not in ADDED]
-        del proto.metadata_props[:]
-        proto.metadata_props.extend(kept)
-        del proto.graph.value_info[:]
-        for output in proto.graph.output:  # a shape that was not known may be now
-            output.type.tensor_type.ClearField("shape")
-        for tensor in proto.graph.initializer:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-    for field in before.DESCRIPTOR.fields:
-        if field.name != "graph" and getattr(before, field.name) != getattr(after, field.name):
-            return field.name
-    for field in before.graph.DESCRIPTOR.fields:
-        if getattr(before.graph, field.name) != getattr(after.graph, field.name):
-            return f"graph.{field.name}"
+    """What a file lost or gained, shapes and edgekit's own notes apart; empty for nothing."""
+    try:
+        assert_same_model(before, after)
+    except AssertionError as error:
+        return str(error)
     return ""
 
 

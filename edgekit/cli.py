@@ -214,15 +214,24 @@ def targets(
 @verb
 def inspect(
     model: Annotated[Path, typer.Argument(help="An .onnx file.")],
-    target: Annotated[str | None, typer.Option("--target", "-t", help="Would it refuse?")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", help="Would it refuse? How fast, by an estimate?"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="The size of a dynamic first axis.")] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="An input's shape, where sizes are dynamic: x=1,3,640,640."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many of the costliest layers to list.")] = 8,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Show what a model is: inputs, operators, costs, channel groups; what a target refuses."""
+    """Show what a model is: inputs, operators, costs, memory, what cannot be cut or trained."""
     from edgekit import console
     from edgekit.report import inspection
 
-    found = inspection.inspect(model, target)
+    found = inspection.inspect(model, target, batch=batch, shapes=tuple(shapes or ()), top=top)
     console.print_json(found.to_json()) if as_json else console.show_inspection(found)
     return 0
 

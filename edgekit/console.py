@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -163,39 +164,31 @@ def show_findings(findings: Iterable[Finding]) -> None:
 
 
 def show_inspection(found: Inspection) -> None:
-    """Draws a model: what goes in and out, its costs, groups, and a target's preflight."""
-    model, cost = found.model, found.cost
-    show_document(
-        {
-            "model": f"{model.name}, opset {model.opset}",
-            "inputs": [str(spec) for spec in model.inputs],
-            "outputs": [str(spec) for spec in model.outputs],
-            "operators": [f"{count} {op}" for op, count in found.operators.items()],
-            "MACs": cost.macs,
-            "parameters": cost.parameters,
-            "weight bytes": cost.weight_bytes,
-        }
-    )
-    show_table(
-        ("costliest node", "MACs", "share"),
-        (
-            (f"{c.op} {c.node}", rows.count(c.macs), f"{100 * c.macs / cost.macs:.1f}%")
-            for c in found.costliest
-        ),
-    )
-    show_table(
-        ("channel group", "units", "tensors"),
-        ((g.name, str(g.units), str(len(g.members))) for g in found.groups.groups),
-    )
-    for name, reason in found.groups.frozen.items():
-        say(f"  {name} stays as it is: {reason}")
-    if found.preflight is not None:
-        show_table(
-            ("preflight", "answer", "said"),
-            ((line.check, line.answer.value, line.said) for line in found.preflight.lines),
-            prose="said",
-            title=f"{found.preflight.target}: {found.preflight.verdict.value}",
-        )
+    """Draws a model: what goes in and out, its costs, what cannot be cut or trained, a target."""
+    from edgekit.report import inspection_rows
+
+    _show_grid(inspection_rows.summary(found))
+    for table in inspection_rows.tables(found):
+        err.print(Text(f"\n{table.title}", style="bold"))
+        show_table(table.columns, table.lines, prose=table.prose)
+    for note in inspection_rows.notes(found):
+        err.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+    if found.on_target is None:
+        return
+    for table in inspection_rows.target_tables(found.on_target, found.top):
+        err.print(Text(f"\n{table.title}", style="bold"))
+        show_table(table.columns, table.lines, prose=table.prose)
+    for note in inspection_rows.target_notes(found.on_target):
+        err.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+
+
+def _show_grid(lines: Iterable[tuple[str, str]]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in lines:
+        grid.add_row(key, Text(value))
+    err.print(grid)
 
 
 def show_build(result: BuildResult) -> None:

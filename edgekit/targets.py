@@ -58,6 +58,21 @@ class Dla(_Part):
     cores: int = Field(default=0, ge=0)
 
 
+class Shares(_Part):
+    """Which share of its peak rates the device was seen to reach, by class of operator.
+
+    `memory` is of the bandwidth (above 1 where caches serve much), `start_s` seconds a kernel.
+    """
+
+    dense: Rate | None = None
+    pointwise: Rate | None = None
+    grouped: Rate | None = None
+    depthwise: Rate | None = None
+    gemm: Rate | None = None
+    memory: Rate | None = None
+    start_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
 class Builder(_Part):
     """Defaults of the engine builder; a recipe's [engine] wins."""
 
@@ -78,6 +93,7 @@ class Target(_Part):
     """A device. `multiple` is the preferred channel multiple by precision, `peak` operations/s.
 
     A precision that is not in `peak` has an unknown rate; without `memory` it is unknown too.
+    `efficiency` is for estimates (models/roofline.py).
     `family_default`: the target that the family's name means where no member is at hand.
     """
 
@@ -91,6 +107,7 @@ class Target(_Part):
     runtime: Runtime
     memory: Memory | None = None
     peak: dict[Precision, Rate] = Field(default_factory=dict)
+    efficiency: Shares = Shares()
     dla: Dla = Dla()
     builder: Builder = Builder()
     identity: Identity = Identity()

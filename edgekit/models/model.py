@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from edgekit import files
-from edgekit.values import Array, Preprocessing, TensorSpec
+from edgekit.models import onnx_writer
+from edgekit.values import Array, Preprocessing, TensorSpec, preprocessing_to_json
 
 HISTORY_KEY = "edgekit.history"
 PREPROCESSING_KEY = "edgekit.preprocessing"
@@ -44,8 +44,9 @@ class Model:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The specs of the inputs, in the graph's order."""
-        return tuple(spec_of(value) for value in self.graph.inputs)
+        """The specs of the inputs, in the graph's order; a stored value is none (IR version 3)."""
+        stored = self.graph.initializers
+        return tuple(spec_of(value) for value in self.graph.inputs if value.name not in stored)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -123,21 +124,34 @@ def attribute(node: ir.Node, name: str, default: object = None) -> Any:
 
 
 def to_bytes(model: Model) -> bytes:
-    """The ONNX file, history and preprocessing in its metadata; the same Model, the same bytes."""
-    program = editable(model)
-    program.metadata_props[HISTORY_KEY] = json.dumps(model.history)
-    if model.preprocessing is not None:
-        spec = model.preprocessing
-        program.metadata_props[PREPROCESSING_KEY] = json.dumps(
-            {"scale": spec.scale, "mean": spec.mean, "std": spec.std}
-        )
-    proto: onnx.ModelProto = ir.to_proto(program)
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
+    """The ONNX file, history and preprocessing in its metadata; the same Model, the same bytes.
+
+    Raises InputError for a model that is too large for one file.
+    """
+    return b"".join(onnx_writer.pieces_of(_with_metadata(model)))
+
+
+def digest(model: Model) -> str:
+    """The SHA-256 of `to_bytes`, in hexadecimal, without making them."""
+    found = hashlib.sha256()
+    for piece in onnx_writer.pieces_of(_with_metadata(model), most_bytes=None):
+        found.update(piece)
+    return found.hexdigest()
 
 
 def save(model: Model, path: Path) -> str:
-    """Writes the ONNX file at once and returns its SHA-256. Raises as `files.write_bytes` does."""
-    content = to_bytes(model)
-    files.write_bytes(path, content)
-    return files.digest_bytes(content)
+    """Writes the ONNX file at once and returns its SHA-256. Raises as `files.write_bytes` does.
+
+    The weights are streamed; those of a model of more than 1.5 GB go to `NAME.onnx.data` beside it
+    (`onnx_writer.write`).
+    """
+    return onnx_writer.write(_with_metadata(model), path)
+
+
+def _with_metadata(model: Model) -> ir.Model:
+    program = editable(model)
+    program.metadata_props[HISTORY_KEY] = json.dumps(model.history)
+    if model.preprocessing is not None:
+        stored = preprocessing_to_json(model.preprocessing)
+        program.metadata_props[PREPROCESSING_KEY] = json.dumps(stored)
+    return program

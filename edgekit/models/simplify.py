@@ -46,21 +46,28 @@ def clean(model: Model) -> Model:
     program = editable(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program)
     passes.RemoveInitializersFromInputsPass()(program)
+    program.ir_version = max(program.ir_version, 4)  # 3 wants initializers among the inputs
     passes.IdentityEliminationPass()(program)
     _drop_dropout(program)
     passes.RemoveUnusedNodesPass()(program)
     passes.NameFixPass()(program)
-    kept = set(program.graph.initializers)
-    lost = [
-        name
-        for name, value in model.graph.initializers.items()
-        if name not in kept and value.uses()
-    ]
+    lost = _lost_parameters(model, program)
     if lost:
         raise InternalError("the clean-up lost parameters", got=", ".join(lost[:5]))
     return Model(
         name=model.name, program=program, preprocessing=model.preprocessing, history=model.history
     )
+
+
+def _lost_parameters(model: Model, program: ir.Model) -> list[str]:
+    """Initializers that are gone though a node that reads them is not."""
+    made = {output.name for node in program.graph for output in node.outputs}
+    return [
+        name
+        for name, value in model.graph.initializers.items()
+        if name not in program.graph.initializers
+        and any(output.name in made for user, _ in value.uses() for output in user.outputs)
+    ]
 
 
 def _drop_dropout(program: ir.Model) -> None:

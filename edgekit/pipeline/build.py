@@ -15,6 +15,7 @@ from edgekit.engines import machine
 from edgekit.errors import InputError
 from edgekit.models.batch import fixed_batch, free_batch
 from edgekit.models.model import Model, to_bytes
+from edgekit.models.opset import raised
 from edgekit.models.simplify import clean
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Cache, key_of, write_json
@@ -35,6 +36,7 @@ from edgekit.recipe import Recipe, for_target, load_recipe, resolved
 from edgekit.targets import ResolvedTarget, Target, preferred_multiple, resolve_target
 
 DEFAULT_MULTIPLE = 8
+LEAST_OPSET = 13  # the first in which a scale for each channel can be written
 SUMMARY_FILE = "summary.json"
 
 
@@ -170,6 +172,8 @@ def _model(workshop: Workshop, origin: Origin, recipe: Recipe) -> tuple[Model, P
         place = workshop.cache.entry(step)
         opened = open_exported(place, name=name, preprocessing=preprocessing)
     model = clean(opened.model)
+    if model.opset < LEAST_OPSET:
+        model = raised(model, LEAST_OPSET)
     size = fixed_batch(model)
     if size:
         model = free_batch(model, run=outputs_of_model)
@@ -285,7 +289,17 @@ def _chain(
         step = steps.quantize_step(floating, (cache, observed), dialect, wanted.quantize)
         workshop.do(step, target=target.name, describe=steps.describe_said)
         quantized = steps.made_model(cache, step, name)
+    if project.model.opset > target.runtime.opset:
+        floating = _lowered(workshop, target, floating, name)
+        quantized = None if quantized is None else _lowered(workshop, target, quantized, name)
     return Chain(
         recipe=wanted, compressed=compressed, floating=floating, quantized=quantized,
         channel_plan=plan_from,
     )  # fmt: skip
+
+
+def _lowered(workshop: Workshop, target: Target, source: Source, name: str) -> Source:
+    """The source at the newest opset that the target's runtime reads."""
+    step = steps.opset_step(source, target.runtime.opset)
+    workshop.do(step, target=target.name, describe=steps.describe_said)
+    return steps.made_model(workshop.cache, step, name)

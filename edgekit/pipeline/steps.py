@@ -17,6 +17,7 @@ from edgekit.data.batches import Batches
 from edgekit.data.metrics import Metric
 from edgekit.engines import onnxruntime as reference_runtime
 from edgekit.models.model import Model, save
+from edgekit.models.opset import lowered
 from edgekit.models.simplify import simplify
 from edgekit.models.source import from_bytes
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions, write_json
@@ -172,6 +173,21 @@ def quantize_step(
         how=[options.ranges, options.percentile],
     )  # fmt: skip
     return Step(name="quantize", key=key, make=make)
+
+
+def opset_step(source: Source, opset: int) -> Step:
+    """Lowers the graph to the operators that a target's runtime reads."""
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        before = source.load()
+        model = lowered(before, opset)
+        save(model, folder / MODEL_FILE)
+        counts = before.graph.num_nodes(), model.graph.num_nodes()
+        said = f"opset {before.opset} -> {opset}, {counts[0]} -> {counts[1]} nodes"
+        write_json(folder / REPORT_FILE, {"said": said})
+
+    return Step(name="opset", key=key_of("opset", source=source.key, opset=opset), make=make)
 
 
 def outputs_step(

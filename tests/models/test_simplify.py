@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.models.model import Model, parameters
-from edgekit.models.simplify import fold_batchnorm, name_global_pooling, simplify
+from edgekit.models.simplify import clean, fold_batchnorm, name_global_pooling, simplify
 from edgekit.models.source import load
 from edgekit.values import Array
 
@@ -66,7 +66,7 @@ def test_cleaning_drops_dead_nodes_and_identities_and_keeps_every_used_parameter
         ]
     )
     onnx.save(proto, residual_path)
-    model = load(residual_path)
+    model = clean(load(residual_path))
     assert not {"dead", "identity"} & {node.name for node in model.graph}
     assert {name for name, _ in parameters(model)} == names
 

@@ -45,7 +45,8 @@ class Names:
 class Place:
     """A node that crosses to `opset`; `put` makes nodes before it, `become` changes it.
 
-    `added` are the new nodes, in order; `freed` the values that the node no longer reads.
+    `added` are the new nodes before it and `following` those behind it, in order; `freed` the
+    values that the node no longer reads.
     """
 
     node: ir.Node
@@ -53,6 +54,7 @@ class Place:
     names: Names
     base: str
     added: list[ir.Node] = field(default_factory=list)
+    following: list[ir.Node] = field(default_factory=list)
     freed: list[ir.Value] = field(default_factory=list)
 
     def has(self, index: int) -> bool:
@@ -124,19 +126,29 @@ class Place:
         self, op_type: str, *inputs: ir.Value | None, like: ir.Value | None = None,
         **attributes: Attribute,
     ) -> ir.Value:  # fmt: skip
-        """The output of a new node before this one; of the type and shape of `like`, or inferred."""
-        name = self.names.derived(self.base, op_type)
-        node = ir.Node("", op_type, inputs, [ir.Attr(n, *_typed(v)) for n, v in attributes.items()],
-                       name=name, metadata_props=dict(self.node.metadata_props))  # fmt: skip
-        output = node.outputs[0]
-        output.name = self.names.derived(self.base, f"{op_type}_out")
-        if like is not None:
-            output.type = like.type
-            output.shape = None if like.shape is None else like.shape.copy()
-        else:
+        """The output of a new node before this one, typed and shaped as `like`, or as inferred."""
+        written = [ir.Attr(name, *_typed(value)) for name, value in attributes.items()]
+        return self.insert(op_type, inputs, written, like=like)[0]
+
+    def insert(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Sequence[ir.Attr], *,
+        outputs: int = 1, like: ir.Value | None = None,
+    ) -> Sequence[ir.Value]:  # fmt: skip
+        """The outputs of a new node before this one, typed and shaped as for `put`."""
+        node = ir.Node(
+            "", op_type, inputs, attributes, num_outputs=outputs,
+            name=self.names.derived(self.base, op_type),
+            metadata_props=dict(self.node.metadata_props),
+        )  # fmt: skip
+        for output in node.outputs:
+            output.name = self.names.derived(self.base, f"{op_type}_out")
+            if like is not None:
+                output.type = like.type
+                output.shape = None if like.shape is None else like.shape.copy()
+        if like is None:
             _infer(node, self.opset)
         self.added.append(node)
-        return output
+        return node.outputs
 
     def hold(self, array: Array) -> ir.Value:
         """The output of a new Constant."""
@@ -181,6 +193,16 @@ class Place:
         """Whether anything reads an output behind the first."""
         return any(value.uses() or value.is_graph_output() for value in self.node.outputs[1:])
 
+    def follow(self, index: int, op_type: str) -> None:
+        """Lets a new unary node behind this one have the name and the readers of an output."""
+        node = ir.Node("", op_type, [], num_outputs=1, name=self.names.derived(self.base, op_type))
+        self.hand_over(index, node.outputs[0])
+        old = self.node.outputs[index]
+        old.name = self.names.derived(self.base, f"before_{op_type}")
+        node.resize_inputs(1)
+        node.replace_input_with(0, old)
+        self.following.append(node)
+
     def hand_over(self, index: int, value: ir.Value) -> None:
         """Lets a new value take the place and the name of the node's output `index`."""
         old = self.node.outputs[index]
@@ -208,6 +230,8 @@ def _typed(value: Attribute) -> tuple[ir.AttributeType, Attribute]:
 def _infer(node: ir.Node, opset: int) -> None:
     """Gives a new node's output the type and shape that ONNX infers; none where it cannot."""
     schema = schema_at(node.op_type, opset)
+    if schema is None:
+        raise RefusalError(f"ONNX has no {node.op_type} at opset {opset}")
     types, constants = {}, {}
     for value in node.inputs:
         if value is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 
 import onnx
 import onnx_ir as ir
@@ -25,7 +25,7 @@ _SINCE_23 = "Constant ConstantOfShape Flatten Identity If Loop Pad Reshape Scan 
 # opset -> the operators that it gave a new version with the same meaning: more types, other words.
 # Whether a node's types, attributes and inputs fit the other version is checked node by node.
 _SAME = {
-    8: "Max Mean Min Sum",
+    8: "Max MaxPool Mean Min Sum",
     9: "BatchNormalization Cast Constant Flatten Gemm Greater Less MatMul PRelu",
     10: "AveragePool Dropout MaxPool",
     11: "AveragePool Compress Constant Conv ConvTranspose Equal Gemm If Loop LpPool MaxPool "
@@ -60,7 +60,7 @@ _SAME = {
 SAME: Mapping[int, frozenset[str]] = {n: frozenset(names.split()) for n, names in _SAME.items()}
 
 
-@lru_cache(maxsize=None)
+@cache
 def schema_at(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
     """The default operator set's definition that holds at `opset`; None where there is none."""
     try:

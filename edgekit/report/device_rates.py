@@ -1,0 +1,75 @@
+"""What a target can do at most: from its file, or derived for the machine that this is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgekit.engines.peak import cpu_rates
+from edgekit.models.roofline import AT_BEST, Efficiency, Rates
+from edgekit.targets import Precision, Target
+from edgekit.values import Figure, Unknown
+
+CPU_EFFICIENCY = Efficiency(
+    dense=0.77,
+    pointwise=0.75,
+    grouped=0.5,
+    depthwise=0.7,
+    gemm=0.45,
+    memory=0.73,
+    start_s=2e-5,
+)
+"""ONNX Runtime's shares of the derived peak on one x86-64 machine with AVX2, one thread.
+
+Fitted by benchmarks/estimate.py to every second of its networks; the others say what they are
+worth. Of another processor nobody knows: a target's file may say its own in [efficiency].
+"""
+
+
+def rates_of(target: Target, *, threads: int = 0) -> Rates:
+    """The Rates of a target: its file's figures, and the shares in its [efficiency] before ours.
+
+    A target for the CPU whose engines are built here, and whose file has no figures, is this
+    machine: the peak is derived from the processor, the bandwidth measured. `threads` 0 means all
+    cores. What is known of neither is Unknown.
+    """
+    runtime = target.runtime.name
+    is_here = target.family == "cpu" and target.runtime.build == "here"
+    peak: dict[Precision, float] = {**target.peak}
+    said: list[str] = []
+    bandwidth: Figure = Unknown(
+        f'"{target.name}" has none: give [memory] bandwidth_bytes_per_s in a target file'
+    )
+    if target.memory is not None:
+        bandwidth = target.memory.bandwidth_bytes_per_s
+    if peak or target.memory is not None:
+        said.append(f"peak rates and bandwidth: the target's file, {target.name}.toml")
+        said += [line for line in target.sources if "unverified" in line]
+    if is_here and (not peak or target.memory is None):
+        derived = cpu_rates(threads=threads)
+        for precision, rate in (("fp32", derived.fp32_ops_per_s), ("int8", derived.int8_ops_per_s)):
+            if precision in target.precisions and not isinstance(rate, Unknown):
+                peak.setdefault(precision, rate)
+        if target.memory is None:
+            bandwidth = derived.bandwidth_bytes_per_s
+        said += derived.said
+    efficiency, from_where = _efficiency(target)
+    return Rates(
+        peak=peak,
+        bandwidth_bytes_per_s=bandwidth,
+        runtime=runtime,
+        efficiency=efficiency,
+        said=tuple(said),
+        efficiency_said=from_where,
+    )
+
+
+def _efficiency(target: Target) -> tuple[Efficiency, str]:
+    own = {name: value for name, value in target.efficiency if value is not None}
+    if target.family == "cpu":
+        start, said = CPU_EFFICIENCY, "shares of the peak: fitted on one x86-64 machine with AVX2"
+    else:
+        start = AT_BEST
+        said = "no share of the peak is known for this device: the estimate is its best case"
+    if own:
+        said = f"shares of the peak: {', '.join(own)} from the target's file; the rest: {said}"
+    return replace(start, **own), said
