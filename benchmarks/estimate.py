@@ -16,6 +16,7 @@ list), so only the second half's figures say what an unseen network would get.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -197,13 +198,6 @@ def held_out(
     return found
 
 
-def gemm_rate() -> float:
-    """FLOP/s of numpy's product of two FP32 matrices, the best of a few."""
-    a = np.ones((768, 768), np.float32)
-    best = min(timed(lambda: np.matmul(a, a), 0.3))
-    return 2 * 768**3 / best
-
-
 def main() -> None:
     parser: Any = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("graphs", type=Path)
@@ -225,7 +219,8 @@ def main() -> None:
     )
     for line in machine.said:
         print(line)
-    print(f"numpy's matrix product reaches {gemm_rate() / 1e9:.0f} GFLOP/s (its own threads)")
+    if hasattr(os, "getloadavg"):
+        print(f"load before the start: {os.getloadavg()[0]:.1f}; above 0 others share the machine")
     found = networks(options, rates)
     names = {network.name: network for network in found}
     halves = found[::2], found[1::2]

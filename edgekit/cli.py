@@ -213,7 +213,9 @@ def targets(
 
 @verb
 def inspect(
-    model: Annotated[Path, typer.Argument(help="An .onnx file.")],
+    model: Annotated[
+        str, typer.Argument(help="An .onnx, .pt2 or TorchScript file, or file.py:factory.")
+    ],
     target: Annotated[
         str | None,
         typer.Option("--target", "-t", help="Would it refuse? How fast, by an estimate?"),
@@ -224,14 +226,23 @@ def inspect(
         typer.Option("--shape", help="An input's shape, where sizes are dynamic: x=1,3,640,640."),
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the costliest layers to list.")] = 8,
+    weights: Weights = "",
+    inputs: Shapes = None,
+    trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
     """Show what a model is: inputs, operators, costs, memory, what cannot be cut or trained."""
     from edgekit import console
+    from edgekit.pipeline.origin import Origin, parse_inputs
     from edgekit.report import inspection
 
-    found = inspection.inspect(model, target, batch=batch, shapes=tuple(shapes or ()), top=top)
+    origin = Origin(
+        place=model, weights=weights, inputs=parse_inputs(inputs or ()), trust_pickle=trust_pickle
+    )
+    found = inspection.inspect_origin(
+        origin, target, batch=batch, shapes=tuple(shapes or ()), top=top
+    )
     console.print_json(found.to_json()) if as_json else console.show_inspection(found)
     return 0
 

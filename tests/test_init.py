@@ -119,3 +119,18 @@ def test_models_with_other_outputs_are_not_compared(folder: Path) -> None:
         "verify", "residual.onnx", "other.onnx", "--data", "evaluation.npz", folder=folder
     )
     assert_one_panel(done, "do not have the same inputs and outputs")
+
+
+@pytest.mark.torch
+def test_inspect_looks_at_a_factory_and_tells_how_near_the_graph_is(folder: Path) -> None:
+    pytest.importorskip("torch", reason="needs the compress extra")
+    (folder / "net.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), "
+        "nn.Linear(12, 4))\n"
+    )
+    done = edgekit("inspect", "net.py:make", "--input", "image=1,3,2,2", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["parameters"] == 12 * 4 + 4
+    assert found["inputs"][0]["shape"] == ["batch", 3, 2, 2]
+    assert "largest difference" in found["history"][-1]

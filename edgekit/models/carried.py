@@ -53,18 +53,12 @@ def _dense(proto: onnx.SparseTensorProto) -> Array:
 
 
 def messages(message: Message) -> Iterator[Any]:
-    """The message and every message in it, the outer ones first.
-
-    Raises UnicodeDecodeError at a string that is not UTF-8.
-    """
+    """The message and every message in it, the outer ones first."""
     yield message
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for inner in value if is_repeated(value) else (value,):
                 yield from messages(inner)
-        elif field.type == FieldDescriptor.TYPE_STRING and is_repeated(value):
-            for _ in value:  # decoded on the way
-                pass
 
 
 def is_repeated(value: object) -> bool:

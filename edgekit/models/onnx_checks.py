@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from edgekit.errors import InputError
-from edgekit.models.carried import messages
+from edgekit.models.carried import is_repeated, messages
 from edgekit.models.model import attribute
 from edgekit.values import Array
 
@@ -55,14 +57,8 @@ def check_messages(proto: onnx.ModelProto, token: str, sizes: list[int], where: 
     from these are not looked at. Raises InputError.
     """
     _check_versions(proto, where)
-    try:
-        found = list(messages(proto))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            "a name or a note in this file is not UTF-8", where=where,
-            got=repr(error.object[:40]), hint=_EXPORT_AGAIN,
-        ) from error  # fmt: skip
-    for message in found:
+    for message in list(messages(proto)):
+        _check_text(message, where)
         if isinstance(message, onnx.SparseTensorProto):
             _check_sparse(message, where)
         elif isinstance(message, onnx.TensorProto):
@@ -80,11 +76,32 @@ def _check_versions(proto: onnx.ModelProto, where: str) -> None:
             got=f"IR version {proto.ir_version}", wanted=f"at most {onnx.IR_VERSION}",
         )  # fmt: skip
     for entry in proto.opset_import:
-        if entry.domain in (b"", "", "ai.onnx") and entry.version > newest:
+        if entry.domain in ("", "ai.onnx") and entry.version > newest:
             raise InputError(
                 "the model's operator set is newer than the ONNX here", where=where, hint=hint,
                 got=f"opset {entry.version}", wanted=f"at most {newest}",
             )  # fmt: skip
+
+
+def check_types(graph: onnx.GraphProto, where: str) -> None:
+    """Passes a graph whose values are known types of tensors. Raises InputError."""
+    for info in (*graph.value_info, *graph.output):
+        for message in messages(info.type):
+            if isinstance(message, onnx.TypeProto):
+                _check_type(message, where)
+
+
+def _check_text(message: Message, where: str) -> None:
+    """Passes strings that are UTF-8: where one is not, protobuf gives its bytes."""
+    for field, value in message.ListFields():
+        if field.type != FieldDescriptor.TYPE_STRING:
+            continue
+        for text in value if is_repeated(value) else (value,):
+            if isinstance(text, bytes):
+                raise InputError(
+                    "a name or a note in this file is not UTF-8", where=where,
+                    got=f"{text[:40]!r}, {field.full_name}", hint=_EXPORT_AGAIN,
+                )  # fmt: skip
 
 
 def _check_type(message: onnx.TypeProto, where: str) -> None:

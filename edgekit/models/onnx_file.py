@@ -28,6 +28,7 @@ from edgekit.models.onnx_checks import (
     check_finite,
     check_messages,
     check_shapes,
+    check_types,
     tensor_bytes,
 )
 from edgekit.models.wire import LARGE_BYTES, Buffer, split
@@ -57,6 +58,7 @@ def load(path: Path, *, name: str = "", preprocessing: Preprocessing | None = No
         )  # fmt: skip
     inferred = child.check_and_infer(_for_checker(read.proto, read.token), where=where)
     declared = _add_shapes(read.proto.graph, onnx.ModelProto.FromString(inferred).graph)
+    check_types(read.proto.graph, where)
     model = read.model(name or path.stem, declared)
     check_finite(_weights(model.program, read.maps), where)
     check_shapes(model.program, where)

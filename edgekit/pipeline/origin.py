@@ -193,8 +193,10 @@ def _exported(origin: Origin, name: str) -> Opened:
         exported = torch_source.export_module(module, origin.inputs, name=name)
     else:
         exported = _from_file(origin, name)
+    said = f"compared with its source: largest difference {exported.difference:.1e}"
+    model = replace(exported.model, history=(*exported.model.history, said))
     return Opened(
-        model=exported.model, path=origin.path, difference=exported.difference,
+        model=model, path=origin.path, difference=exported.difference,
         notes=(*notes, *exported.notes),
     )  # fmt: skip
 

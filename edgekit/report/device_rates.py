@@ -1,4 +1,4 @@
-"""What a target can do at most: from its file, or derived for the machine that this is."""
+"""What a target can do at most: from its file, or measured on the machine that this is."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from edgekit.targets import Precision, Target
 from edgekit.values import Figure, Unknown
 
 CPU_EFFICIENCY = Efficiency(
-    dense=0.77,
-    pointwise=0.75,
+    dense=0.95,
+    pointwise=0.93,
     grouped=0.5,
-    depthwise=0.7,
-    gemm=0.45,
-    memory=0.73,
-    start_s=2e-5,
+    depthwise=0.85,
+    gemm=0.9,
+    memory=0.87,
+    start_s=1e-5,
 )
-"""ONNX Runtime's shares of the derived peak on one x86-64 machine with AVX2, one thread.
+"""ONNX Runtime's shares of the measured rates on one x86-64 machine with AVX2, one thread.
 
 Fitted by benchmarks/estimate.py to every second of its networks; the others say what they are
-worth. Of another processor nobody knows: a target's file may say its own in [efficiency].
+worth. Hardly any of the networks is bound by grouped or depthwise arithmetic, so these two say
+little. Of another processor nobody knows: a target's file may say its own in [efficiency].
 """
 
 
@@ -29,8 +30,8 @@ def rates_of(target: Target, *, threads: int = 0) -> Rates:
     """The Rates of a target: its file's figures, and the shares in its [efficiency] before ours.
 
     A target for the CPU whose engines are built here, and whose file has no figures, is this
-    machine: the peak is derived from the processor, the bandwidth measured. `threads` 0 means all
-    cores. What is known of neither is Unknown.
+    machine, and its rates are measured in a moment (engines/peak.py). `threads` 0 means all cores.
+    What is known of neither is Unknown.
     """
     runtime = target.runtime.name
     is_here = target.family == "cpu" and target.runtime.build == "here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +20,13 @@ from edgekit.errors import EdgekitError, InputError
 from edgekit.models.anatomy import label, live_nodes
 from edgekit.models.cost import NodeSurvey, Stored, stored_numbers, survey
 from edgekit.models.liveness import Peak, peak_activations
-from edgekit.models.model import Model, editable
+from edgekit.models.model import Model, editable, save
 from edgekit.models.operators import builders
 from edgekit.models.roofline import Estimate, KernelTime, Rates, estimate
 from edgekit.models.simplify import clean
 from edgekit.models.sizes import Forms, Sizes, forms, missing_sizes
 from edgekit.models.source import load
+from edgekit.pipeline.origin import Origin, open_origin
 from edgekit.report.device_rates import rates_of
 from edgekit.targets import Precision, Target, resolve_target
 from edgekit.values import Figure, Unknown, figure_to_json
@@ -163,6 +165,23 @@ class Inspection:
             },
             "target": None if self.on_target is None else self.on_target.to_json(self.top),
         }
+
+
+def inspect_origin(
+    origin: Origin,
+    target_name: str | None = None,
+    *,
+    batch: int | None = None,
+    shapes: Sequence[str] = (),
+    top: int = TOP,
+) -> Inspection:
+    """As `inspect`, for a model from anywhere: what torch exports is looked at as a file."""
+    if not origin.is_exported:
+        return inspect(origin.path, target_name, batch=batch, shapes=shapes, top=top)
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        path = Path(folder, f"{origin.name}.onnx")
+        save(open_origin(origin).model, path)
+        return inspect(path, target_name, batch=batch, shapes=shapes, top=top)
 
 
 def inspect(

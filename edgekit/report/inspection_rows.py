@@ -37,6 +37,7 @@ def summary(found: Inspection) -> list[tuple[str, str]]:
         ("model", model.name),
         ("opset", f"{', '.join(opsets)} (IR version {model.program.ir_version})"),
         ("written by", producer(model) or "unknown (the file does not say)"),
+        *([("made by", "; ".join(model.history))] if model.history else []),
         ("inputs", "\n".join(map(str, model.inputs))),
         ("outputs", "\n".join(map(str, model.outputs))),
         (

@@ -22,8 +22,8 @@ _INTEGERS = (0, 1, 2, 3, -1, -2, 7, 255, 4096, 2**31 - 1, 2**31, 2**40, 2**63 - 
 _FLOATS = (0.0, -1.0, 1e38, float("nan"), float("inf"))
 _STRINGS = (
     "", "x", "y", "../../etc/passwd", "/dev/zero", "a\0b", "ä" * 50, "Loop", "If", "Reshape",
-    "Expand", "Tile", "ConstantOfShape", "Range", "Split", "Constant", "Identity", "Conv", "ai.onnx",
-    "com.example", "edgekit.carried:AAAA", "float", "SAME_UPPER", "x" * 5000,
+    "Expand", "Tile", "ConstantOfShape", "Range", "Split", "Constant", "Identity", "Conv",
+    "ai.onnx", "com.example", "edgekit.carried:AAAA", "float", "SAME_UPPER", "x" * 5000,
 )  # fmt: skip
 _MESSAGE, _STRING, _BYTES = (
     FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES

@@ -11,11 +11,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.engines.peak import copy_bandwidth, cpu_rates, product_rate
 from edgekit.models.fusion import Runtime, kernels
 from edgekit.models.model import Model
 from edgekit.models.roofline import AT_BEST, Efficiency, Estimate, Rates, estimate, kind_of
 from edgekit.models.sizes import forms
-from edgekit.targets import Precision
+from edgekit.report.device_rates import CPU_EFFICIENCY, rates_of
+from edgekit.targets import Precision, load_target
 from edgekit.values import Unknown
 
 RATES = Rates(
@@ -218,9 +220,6 @@ def test_a_node_that_cannot_be_counted_is_named_and_no_total_is_given() -> None:
 
 
 def test_a_target_may_say_its_own_shares(tmp_path: Path) -> None:
-    from edgekit.report.device_rates import CPU_EFFICIENCY, rates_of
-    from edgekit.targets import load_target
-
     path = tmp_path / "board.toml"
     path.write_text(
         'name = "board"\ntitle = "b"\nfamily = "cpu"\nprecisions = ["fp32", "int8"]\n'
@@ -237,9 +236,6 @@ def test_a_target_may_say_its_own_shares(tmp_path: Path) -> None:
 
 
 def test_a_gpu_without_shares_is_estimated_at_its_best() -> None:
-    from edgekit.report.device_rates import rates_of
-    from edgekit.targets import load_target
-
     found = rates_of(load_target("jetson-orin-nano-8gb"))
     assert found.efficiency == AT_BEST
     assert "best case" in found.efficiency_said
@@ -250,43 +246,44 @@ INTEL = "processor : 0\ncpu MHz : 2000.000\nflags : fpu avx2 fma {more}\n"
 
 
 @pytest.mark.parametrize(
-    ("more", "fp32", "int8"),
+    ("more", "derived", "int8"),
     [
         # 3 cores at 2 GHz, 8 or 16 lanes, two multiply-adds of two operations.
-        ("", 3 * 2e9 * 8 * 4, 3 * 2e9 * 8 * 4 * 4 / 3),
-        ("avx_vnni", 3 * 2e9 * 8 * 4, 3 * 2e9 * 8 * 4 * 4),
-        ("avx512f avx512_vnni", 3 * 2e9 * 16 * 4, 3 * 2e9 * 16 * 4 * 4),
+        ("", 3 * 2 * 8 * 4, 4 / 3),
+        ("avx_vnni", 3 * 2 * 8 * 4, 4),
+        ("avx512f avx512_vnni", 3 * 2 * 16 * 4, 4),
     ],
 )
-def test_the_peak_of_a_processor_is_derived(
-    tmp_path: Path, more: str, fp32: float, int8: float
+def test_a_processors_peak_is_measured_and_what_its_features_promise_stands_beside(
+    tmp_path: Path, more: str, derived: int, int8: float
 ) -> None:
-    from edgekit.engines.peak import cpu_rates
-
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(INTEL.format(more=more))
-    found = cpu_rates(threads=3, cpuinfo=cpuinfo, root=tmp_path)
-    assert found.fp32_ops_per_s == pytest.approx(fp32)
-    assert found.int8_ops_per_s == pytest.approx(int8)
-    assert any("derived" in line for line in found.said)
+    found = cpu_rates(threads=3, product=lambda n: n * 1e9, cpuinfo=cpuinfo, root=tmp_path)
+    assert found.fp32_ops_per_s == 3e9
+    assert found.int8_ops_per_s == pytest.approx(3e9 * int8)
+    assert f"derived: {derived} = 3 cores x 2.00 GHz" in found.said[0]
 
 
 def test_the_highest_clock_wins_over_the_current_one(tmp_path: Path) -> None:
-    from edgekit.engines.peak import cpu_rates
-
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(INTEL.format(more=""))
     (tmp_path / "cpu0" / "cpufreq").mkdir(parents=True)
     (tmp_path / "cpu0" / "cpufreq" / "cpuinfo_max_freq").write_text("3000000\n")
-    found = cpu_rates(threads=1, cpuinfo=cpuinfo, root=tmp_path)
-    assert found.fp32_ops_per_s == pytest.approx(3e9 * 8 * 4)
+    found = cpu_rates(threads=1, product=lambda _: 1e9, cpuinfo=cpuinfo, root=tmp_path)
+    assert "derived: 96 = 1 cores x 3.00 GHz" in found.said[0]
 
 
-def test_a_processor_that_does_not_tell_its_clock_has_no_peak(tmp_path: Path) -> None:
-    from edgekit.engines.peak import cpu_rates
-
+def test_a_processor_that_does_not_tell_its_clock_is_measured_all_the_same(
+    tmp_path: Path,
+) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("Features : fp asimd\n")
-    found = cpu_rates(threads=1, cpuinfo=cpuinfo, root=tmp_path)
-    assert isinstance(found.fp32_ops_per_s, Unknown)
-    assert "clock" in found.fp32_ops_per_s.reason
+    found = cpu_rates(threads=1, product=lambda _: 1e9, cpuinfo=cpuinfo, root=tmp_path)
+    assert found.fp32_ops_per_s == 1e9
+    assert "none can be derived: unknown (the system does not tell its clock)" in found.said[0]
+
+
+def test_rates_that_are_measured_are_no_faster_than_a_thousand_cores() -> None:
+    assert 1e8 < product_rate(1) < 1e14
+    assert 1e8 < copy_bandwidth(nbytes=1 << 20, copies=1) < 1e13

@@ -67,21 +67,22 @@ def _cross_scope(
     start = imports[""]
     lowers = start > target
     nodes = [node for node in scope.all_nodes() if not node.domain]
-    origins = {node: (node.name or node.outputs[0].name or "?", node.op_type) for node in nodes}
-    obstacles: dict[tuple[str, str], Obstacle] = {}
+    origins = {  # of each node, the one that it was made of: position, name, operator
+        node: (position, node.name or node.outputs[0].name or "?", node.op_type)
+        for position, node in enumerate(nodes)
+    }
+    obstacles: dict[int, Obstacle] = {}
     freed: list[ir.Value] = []
 
     def refuse(node: ir.Node, reason: str) -> None:
-        name, op_type = origins[node]
-        if (name, op_type) in obstacles:
+        position, name, op_type = origins[node]
+        if position in obstacles:
             return
         schema = schema_at(op_type, start)
         version = int(schema.since_version) if schema is not None else 0
         if node.op_type != op_type:
             reason = f"it is written by {node.op_type}, and {reason}"
-        obstacles[name, op_type] = Obstacle(
-            node=name, op_type=op_type, version=version, reason=reason
-        )
+        obstacles[position] = Obstacle(node=name, op_type=op_type, version=version, reason=reason)
 
     for node in nodes:
         if unknown := _unknown(node, start):
@@ -99,7 +100,7 @@ def _cross_scope(
             by_definition = lowers and (node.op_type, boundary) in WRITTEN_OUT
             place = Place(
                 node=node, opset=boundary if by_definition else opset, names=names,
-                base=origins[node][0],
+                base=origins[node][1],
             )  # fmt: skip
             try:
                 if by_definition:
@@ -126,7 +127,7 @@ def _cross_scope(
         _sweep(freed)
         nodes = [node for node in crossed if node.graph is not None]
     imports[""] = target
-    return [obstacles[key] for key in dict.fromkeys(origins.values()) if key in obstacles]
+    return [obstacles[position] for position in sorted(obstacles)]
 
 
 def _unknown(node: ir.Node, opset: int) -> str:
