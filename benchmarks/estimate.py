@@ -237,6 +237,7 @@ def main() -> None:
         print(f"{network.name:32} " + " ".join(f"{1e3 * figure:10.2f}" for figure in figures))
     print(f"\n{'':62} {'n':>4} {'Spearman':>8} {'median':>9} {'worst':>9}")
     report("plain roofline", found, [n.estimated(AT_BEST) for n in found])
+    report("shipped shares", found, [n.estimated(CPU_EFFICIENCY) for n in found])
     for title, sample in (("first half (they were fitted to it)", halves[0]),
                           ("second half (unseen)", halves[1])):  # fmt: skip
         shipped = [n.estimated(CPU_EFFICIENCY) for n in sample]

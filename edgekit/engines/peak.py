@@ -1,4 +1,4 @@
-"""What this machine's processor can do at most: measured in a moment, derived where it cannot be."""
+"""What this machine's processor can do at most: measured in a moment, the ratios derived."""
 
 from __future__ import annotations
 

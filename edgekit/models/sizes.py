@@ -333,8 +333,7 @@ def _compute_shapes(proto: onnx.ModelProto, known: Mapping[str, Form]) -> bool:
     arrays = {
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in graph.initializer
-        if math.prod(tensor.dims) <= _SMALL_ELEMENTS
-        and tensor.data_type != onnx.TensorProto.STRING
+        if math.prod(tensor.dims) <= _SMALL_ELEMENTS and tensor.data_type != onnx.TensorProto.STRING
     }
     computed: dict[str, Array] = {}
     kept = []
