@@ -12,7 +12,7 @@ import numpy as np
 from edgekit import files
 from edgekit.data.batches import Batches
 from edgekit.errors import InputError, MissingPackageError
-from edgekit.models.model import Model, to_bytes
+from edgekit.models.model import Model, digest
 from edgekit.values import Array
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ def recover(
 
 
 def _fingerprint(student: Model, teacher: Model, batches: Batches, options: RecoverOptions) -> str:
-    parts = (to_bytes(student), to_bytes(teacher), repr((options, batches.digest)).encode())
-    return files.digest_bytes("".join(map(files.digest_bytes, parts)).encode())
+    parts = (digest(student), digest(teacher), repr((options, batches.digest)))
+    return files.digest_bytes("\n".join(parts).encode())
 
 
 def _spaced(count: int, most: int) -> Array:

@@ -8,16 +8,17 @@ back; what neither onnx_ir nor this file carries is refused, so loading and savi
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from edgekit.errors import InputError
+from edgekit.models.lossless import refuse_loss
+from edgekit.models.messages import messages, replace
 from edgekit.values import Array
 
 Swap: TypeAlias = Callable[[ir.TensorProtocol], "ir.TensorProtocol | None"]
@@ -52,20 +53,6 @@ def _dense(proto: onnx.SparseTensorProto) -> Array:
     return dense
 
 
-def messages(message: Message) -> Iterator[Any]:
-    """The message and every message in it, the outer ones first."""
-    yield message
-    for field, value in message.ListFields():
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            for inner in value if is_repeated(value) else (value,):
-                yield from messages(inner)
-
-
-def is_repeated(value: object) -> bool:
-    """Whether a field's value is a row of them (a field says it only since protobuf 6.31)."""
-    return not isinstance(value, (Message, str, bytes, int, float))
-
-
 def to_program(
     proto: onnx.ModelProto, swap: Swap, declared: dict[str, bytes], *, where: str
 ) -> ir.Model:
@@ -85,12 +72,13 @@ def to_program(
         swap_tensors(program, _with_notes)
         if training:
             program.graph.meta[_TRAINING] = training
-        _refuse_loss(before, _reveal(ir.to_proto(program), program), where)
+        refuse_loss(before, _reveal(ir.to_proto(program), program), where)
     except (ir.serde.SerdeError, ValueError, TypeError) as error:
         raise InputError(
             "the graph cannot be read", where=where, got=_cause(error), hint="Export it again."
         ) from error
-    swap_tensors(program, lambda tensor: _sparse(tensor) or swap(tensor))
+    swap_tensors(program, _sparse)
+    swap_tensors(program, swap)
     _remember(program, declared)
     return program
 
@@ -110,8 +98,9 @@ def swap_tensors(program: ir.Model, swap: Swap) -> None:
     """Puts what `swap` gives for it in the place of every initializer and tensor attribute."""
     for graph in program.graphs():
         for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.const_value = swap(value.const_value) or value.const_value
+            new = None if value.const_value is None else swap(value.const_value)
+            if new is not None:
+                value.const_value = new
     owners: list[Iterable[ir.Node]] = [program.graph.all_nodes()]
     owners += [function.all_nodes() for function in program.functions.values()]
     for nodes in owners:
@@ -130,7 +119,8 @@ def _swapped(attribute: ir.Attr, swap: Swap) -> ir.Attr | None:
     elif attribute.type == ir.AttributeType.TENSORS:
         tensors = [swap(tensor) for tensor in attribute.value]
         if any(tensor is not None for tensor in tensors):
-            mixed = [new or old for new, old in zip(tensors, attribute.value, strict=True)]
+            pairs = zip(tensors, attribute.value, strict=True)
+            mixed = [old if new is None else new for new, old in pairs]
             return ir.AttrTensors(attribute.name, mixed, doc_string=attribute.doc_string)
     return None
 
@@ -227,10 +217,10 @@ def _reveal_sparse(graph: onnx.GraphProto) -> None:
         sparse.values.name = tensor.name
         names.add(tensor.name)
     if names:
-        _replace(graph.initializer, dense)
+        replace(graph.initializer, dense)
         # onnx_ir declares every initializer as a tensor, which a sparse one is not.
         declared = graph.value_info
-        _replace(declared, [v for v in declared if v.name not in names or not _is_tensor(v)])
+        replace(declared, [v for v in declared if v.name not in names or not _is_tensor(v)])
 
 
 def _is_tensor(info: onnx.ValueInfoProto) -> bool:
@@ -256,108 +246,3 @@ def _restore_declared(proto: onnx.GraphProto, graph: ir.Graph) -> None:
         for info in (*proto.output, *proto.value_info):
             if info.name in stored:
                 info.type.ParseFromString(stored[info.name])
-
-
-def _refuse_loss(before: onnx.ModelProto, after: onnx.ModelProto, where: str) -> None:
-    _put_in_order(before)
-    _put_in_order(after)
-    lost = _declared_and_lost(before, after) or _difference(before, after, "model")
-    if lost:
-        raise InputError(
-            "a part of this file would be lost on the way", where=where, got=lost,
-            hint="The file may repeat a name or hold what the ONNX format does not know: "
-            "export it again.",
-        )  # fmt: skip
-
-
-def _put_in_order(proto: onnx.ModelProto) -> None:
-    """Writes what may be written in several ways in one: nothing that matters differs then."""
-    for message in list(messages(proto)):
-        for field, value in message.ListFields():
-            if field.name == "metadata_props":
-                _sort(value, "key")
-            elif field.name == "quantization_annotation":
-                for annotation in value:
-                    _sort(annotation.quant_parameter_tensor_names, "key")
-                _sort(value, "tensor_name")
-            elif field.name == "external_data":
-                kept = [e for e in value if e.key in ("location", "offset", "length")]
-                _replace(value, sorted(kept, key=lambda entry: str(entry.key)))
-            elif field.name == "domain" and value == "ai.onnx":
-                message.ClearField("domain")  # the default domain has two names
-            elif _says_nothing(field.name, value):
-                message.ClearField(field.name)
-        if isinstance(message, onnx.NodeProto):
-            while message.output and not message.output[-1]:
-                del message.output[-1]
-
-
-def _says_nothing(name: str, value: Any) -> bool:
-    """Whether a field could as well not be there."""
-    if isinstance(value, Message):
-        return name == "type" and not value.ByteSize()
-    return bool(value == "" or (name == "model_version" and value == 0))
-
-
-def _sort(container: Any, key: str) -> None:
-    _replace(container, sorted(container, key=lambda entry: str(getattr(entry, key))))
-
-
-def _replace(container: Any, entries: list[Any]) -> None:
-    copies = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
-    del container[:]
-    container.extend(copies)
-
-
-def _declared_and_lost(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
-    """The first value whose declared type or notes are gone. The others are taken out of both.
-
-    A declaration may be added; one of a value that does not exist, or of an input or output, which
-    says it all again, may go.
-    """
-    lost = ""
-    for old, new in zip(_owners(before), _owners(after), strict=False):
-        made = {name for node in old.node for name in node.output}
-        if isinstance(old, onnx.GraphProto):
-            made |= {tensor.name for tensor in old.initializer}
-            made -= {info.name for info in (*old.input, *old.output)}
-        found = {info.name: info for info in new.value_info}
-        for info in old.value_info:
-            if info.name in made and _says_anything(info) and found.get(info.name) != info:
-                lost = lost or f'what it declares of the value "{info.name}"'
-        del old.value_info[:], new.value_info[:]
-    return lost
-
-
-def _owners(proto: onnx.ModelProto) -> list[Any]:
-    kinds = (onnx.GraphProto, onnx.FunctionProto)
-    return [message for message in messages(proto) if isinstance(message, kinds)]
-
-
-def _says_anything(info: onnx.ValueInfoProto) -> bool:
-    return any(field.name != "name" for field, _ in info.ListFields())
-
-
-def _difference(before: Any, after: Any, path: str) -> str:
-    """The path of the first field in which two messages differ; empty where none does."""
-    if before.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True):
-        return ""
-    fields = {field.name: field for m in (before, after) for field, _ in m.ListFields()}
-    for name, field in fields.items():
-        one, other = getattr(before, name), getattr(after, name)
-        place = f"{path}.{name}"
-        if field.type != FieldDescriptor.TYPE_MESSAGE:
-            if one != other:
-                return place
-        elif not is_repeated(one):
-            found = _difference(one, other, place)
-            if found:
-                return found
-        elif len(one) != len(other):
-            return f"{place}: {len(one)} of them, {len(other)} kept"
-        else:
-            for index, (a, b) in enumerate(zip(one, other, strict=True)):
-                found = _difference(a, b, f"{place}[{index}]")
-                if found:
-                    return found
-    return f"{path}: fields that this version of ONNX does not know"

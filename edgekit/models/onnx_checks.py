@@ -17,7 +17,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from edgekit.errors import InputError
-from edgekit.models.carried import is_repeated, messages
+from edgekit.models.messages import is_repeated, messages
 from edgekit.models.model import attribute
 from edgekit.values import Array
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from edgekit.errors import InputError
 from edgekit.models import child
-from edgekit.models.carried import messages, to_program
+from edgekit.models.carried import SparseTensor, to_program
 from edgekit.models.external import ExternalFiles, map_file
+from edgekit.models.messages import messages
 from edgekit.models.model import HISTORY_KEY, PREPROCESSING_KEY, Model
 from edgekit.models.onnx_checks import (
     check_finite,
@@ -102,7 +103,13 @@ class _Read:
         self.maps = [whole, *external.maps.values()]
 
     def _take_in(self, external: ExternalFiles) -> None:
-        for tensor in messages(self.proto):
+        """Takes what is beside the file; small tensors, and those for training, into the proto."""
+        for info in self.proto.training_info:
+            self._take_tensors_in(info, external, keep=True)
+        self._take_tensors_in(self.proto, external, keep=False)
+
+    def _take_tensors_in(self, message: Message, external: ExternalFiles, *, keep: bool) -> None:
+        for tensor in messages(message):
             if not isinstance(tensor, onnx.TensorProto):
                 continue
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -111,7 +118,7 @@ class _Read:
                 continue
             content = external.content(tensor, tensor_bytes(tensor, self.where))
             del tensor.external_data[:]
-            if len(content) < LARGE_BYTES:
+            if keep or len(content) < LARGE_BYTES:
                 tensor.ClearField("data_location")
                 tensor.raw_data = bytes(content)
                 continue
@@ -231,10 +238,14 @@ def _add_inner_shapes(own: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
 def _weights(program: ir.Model, maps: list[memoryview]) -> Iterator[tuple[str, ir.TensorProtocol]]:
     """The initializers; what was read of a map is given back to the system before the next."""
     for name, value in program.graph.initializers.items():
-        if value.const_value is None:
+        tensor = value.const_value
+        if tensor is None:
             continue
-        yield name, value.const_value
-        if value.const_value.nbytes >= LARGE_BYTES:
+        if isinstance(tensor, SparseTensor):
+            yield name, ir.serde.deserialize_tensor(tensor.proto.values)
+            continue
+        yield name, tensor
+        if tensor.nbytes >= LARGE_BYTES:
             for whole in maps:
                 if isinstance(whole.obj, mmap.mmap):
                     whole.obj.madvise(mmap.MADV_DONTNEED)

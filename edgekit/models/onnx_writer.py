@@ -54,13 +54,10 @@ def pieces_of(program: ir.Model, *, most_bytes: int | None = MOST_BYTES) -> list
 
 
 def weight_bytes(program: ir.Model) -> int:
-    """The bytes of all initializers, those of subgraphs too."""
+    """The bytes of all dense initializers of numbers, those of subgraphs too."""
     values = (value for graph in program.graphs() for value in graph.initializers.values())
-    return sum(v.const_value.nbytes for v in values if v.const_value is not None and _numeric(v))
-
-
-def _numeric(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
+    tensors = (v.const_value for v in values if not isinstance(v.const_value, SparseTensor))
+    return sum(t.nbytes for t in tensors if t is not None and t.dtype != ir.DataType.STRING)
 
 
 def write(program: ir.Model, path: Path) -> str:

@@ -14,6 +14,11 @@ def load(path: Path, *, name: str = "", preprocessing: Preprocessing | None = No
     return onnx_file.load(path, name=name, preprocessing=preprocessing)
 
 
+def reopen(path: Path, *, name: str) -> Model:
+    """The Model of a file that edgekit itself wrote (`models.model.save`), mapped, unchecked."""
+    return onnx_file.reopen(path, name=name)
+
+
 def from_bytes(content: bytes, *, name: str) -> Model:
     """The Model of a file that edgekit itself wrote (`models.model.to_bytes`), unchecked."""
     return onnx_file.from_bytes(content, name=name)

@@ -14,7 +14,7 @@ from edgekit.data.metrics import load_metric
 from edgekit.engines import machine
 from edgekit.errors import InputError
 from edgekit.models.batch import fixed_batch, free_batch
-from edgekit.models.model import Model, to_bytes
+from edgekit.models.model import Model, digest
 from edgekit.models.opset import raised
 from edgekit.models.simplify import clean
 from edgekit.pipeline import steps
@@ -199,8 +199,7 @@ def _targets(request: BuildRequest, recipe: Recipe) -> list[ResolvedTarget]:
 
 def _original(model: Model, path: Path) -> Source:
     """The Model as it was loaded; its key is of its content, wherever the file lies."""
-    digest = files.digest_bytes(to_bytes(model))
-    return Source(key=key_of("original", digest=digest), path=path, load=lambda: model)
+    return Source(key=key_of("original", digest=digest(model)), path=path, load=lambda: model)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from edgekit import files
 from edgekit.data.functions import function_digest, load_function, user_code
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.models.model import Model, save
-from edgekit.models.source import from_bytes, load
+from edgekit.models.source import load, reopen
 from edgekit.pipeline.cache import Step, key_of, read_json, versions, write_json
 from edgekit.values import Preprocessing
 
@@ -114,7 +114,7 @@ def open_exported(folder: Path, *, name: str, preprocessing: Preprocessing | Non
     report: Mapping[str, Any] = read_json(folder / _REPORT_FILE)
     path = folder / _MODEL_FILE
     opened = Opened(
-        model=from_bytes(path.read_bytes(), name=name), path=path,
+        model=reopen(path, name=name), path=path,
         difference=report["difference"], notes=tuple(report["notes"]),
     )  # fmt: skip
     return _with(opened, preprocessing)

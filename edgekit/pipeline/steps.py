@@ -19,7 +19,7 @@ from edgekit.engines import onnxruntime as reference_runtime
 from edgekit.models.model import Model, save
 from edgekit.models.opset import lowered
 from edgekit.models.simplify import simplify
-from edgekit.models.source import from_bytes
+from edgekit.models.source import reopen
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions, write_json
 from edgekit.pipeline.workshop import OnFraction
 from edgekit.quantize.dialects import Dialect
@@ -52,7 +52,7 @@ class Source:
 def made_model(cache: Cache, step: Step, name: str) -> Source:
     """The Model that the step leaves behind, loaded when somebody wants it."""
     path = cache.entry(step) / MODEL_FILE
-    return Source(key=step.key, path=path, load=lambda: from_bytes(path.read_bytes(), name=name))
+    return Source(key=step.key, path=path, load=lambda: reopen(path, name=name))
 
 
 def outputs_of_model(model: Model, feeds: Feeds) -> dict[str, Array]:

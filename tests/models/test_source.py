@@ -433,3 +433,20 @@ def test_nan_and_infinity_are_found_in_every_type(
     with pytest.raises(InputError, match="holds NaN or infinity") as caught:
         load(path)
     assert caught.value.got == "3 of 300000 values"
+
+
+def test_a_sparse_weight_with_nan_is_found_without_making_it_dense(tmp_path: Path) -> None:
+    values = numpy_helper.from_array(np.array([1, np.nan], np.float32), "thin")
+    sparse = helper.make_sparse_tensor(values, integers("at", 0, 5), [1 << 14, 1 << 14])
+    proto = small([])
+    proto.graph.sparse_initializer.append(sparse)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="holds NaN or infinity") as caught:
+        load(path)
+    assert caught.value.got == "1 of 2 values"
+    sparse.dims[:] = [1 << 40, 1 << 20]
+    proto.graph.sparse_initializer[0].CopyFrom(sparse)
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="is too large"):
+        load(path)
