@@ -17,8 +17,8 @@ from pathlib import Path
 from graphs import filler
 
 from edgekit.models.cost import total_cost
-from edgekit.models.liveness import peak_activations
-from edgekit.models.sizes import forms
+from edgekit.models.cost.liveness import peak_activations
+from edgekit.models.cost.sizes import forms
 from edgekit.models.source import load
 from edgekit.values import Unknown
 

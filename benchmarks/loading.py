@@ -61,7 +61,8 @@ def memory_mb() -> dict[str, float]:
 
 def way(name: str, again: Path) -> Callable[[Path], object]:
     """What is measured, by its name."""
-    from edgekit.models import model, onnx_file
+    from edgekit.models import model
+    from edgekit.models.onnx_file import read as onnx_file
 
     def both(path: Path) -> object:
         found = onnx_file.load(path)

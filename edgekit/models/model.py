@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.models import onnx_writer
+from edgekit.models.onnx_file import write as onnx_writer
 from edgekit.values import Array, Preprocessing, TensorSpec, preprocessing_to_json
 
 HISTORY_KEY = "edgekit.history"
@@ -143,7 +143,7 @@ def save(model: Model, path: Path) -> str:
     """Writes the ONNX file at once and returns its SHA-256. Raises as `files.write_bytes` does.
 
     The weights are streamed; those of a model of more than 1.5 GB go to `NAME.onnx.data` beside it
-    (`onnx_writer.write`).
+    (`onnx_file.write`).
     """
     return onnx_writer.write(_with_metadata(model), path)
 

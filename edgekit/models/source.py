@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.models import onnx_file
 from edgekit.models.model import Model
+from edgekit.models.onnx_file import read as onnx_file
 from edgekit.values import Preprocessing
 
 
 def load(path: Path, *, name: str = "", preprocessing: Preprocessing | None = None) -> Model:
-    """The Model of an `.onnx` file, as it is in the file. Raises as `onnx_file.load` does."""
+    """The Model of an `.onnx` file, as it is in the file. Raises as `onnx_file.read.load` does."""
     return onnx_file.load(path, name=name, preprocessing=preprocessing)
 
 

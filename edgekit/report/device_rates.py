@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgekit.engines.peak import cpu_rates
-from edgekit.models.roofline import AT_BEST, Efficiency, Rates
+from edgekit.models.cost.roofline import AT_BEST, Efficiency, Rates
 from edgekit.targets import Precision, Target
 from edgekit.values import Figure, Unknown
 

@@ -17,14 +17,14 @@ from edgekit.compress.channels.groups import ChannelGroup, find_groups
 from edgekit.engines.base import EngineRequest
 from edgekit.engines.preflight import PreflightReport, preflight
 from edgekit.errors import EdgekitError, InputError
-from edgekit.models.anatomy import label, live_nodes
 from edgekit.models.cost import NodeSurvey, Stored, stored_numbers, survey
-from edgekit.models.liveness import Peak, peak_activations
+from edgekit.models.cost.anatomy import label, live_nodes
+from edgekit.models.cost.liveness import Peak, peak_activations
+from edgekit.models.cost.roofline import Estimate, KernelTime, Rates, estimate
+from edgekit.models.cost.sizes import Forms, Sizes, forms, missing_sizes
 from edgekit.models.model import Model, editable, save
 from edgekit.models.operators import builders
-from edgekit.models.roofline import Estimate, KernelTime, Rates, estimate
 from edgekit.models.simplify import clean
-from edgekit.models.sizes import Forms, Sizes, forms, missing_sizes
 from edgekit.models.source import load
 from edgekit.pipeline.origin import Origin, open_origin
 from edgekit.report.device_rates import rates_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgekit.models.cost import NodeSurvey
-from edgekit.models.roofline import Estimate
+from edgekit.models.cost.roofline import Estimate
 from edgekit.report import rows
 from edgekit.report.inspection import Channels, Inspection, TargetView, producer
 from edgekit.values import Figure, Unknown

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from edgekit.errors import EdgekitError
 from edgekit.models.cost import total_cost
 from edgekit.models.model import to_bytes
-from edgekit.models.onnx_file import from_bytes, load
+from edgekit.models.onnx_file.read import from_bytes, load
 from edgekit.models.simplify import clean
 
 _INTEGERS = (0, 1, 2, 3, -1, -2, 7, 255, 4096, 2**31 - 1, 2**31, 2**40, 2**63 - 1, -(2**63))

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import InputError
 from edgekit.models.cost import node_costs, stored_numbers, survey, total_cost
+from edgekit.models.cost.sizes import forms
 from edgekit.models.model import Model, editable
-from edgekit.models.sizes import forms
 from edgekit.models.source import load
 from edgekit.values import Unknown
 

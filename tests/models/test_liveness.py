@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.models.liveness import LiveTensor, peak_activations
+from edgekit.models.cost.liveness import LiveTensor, peak_activations
+from edgekit.models.cost.sizes import forms
 from edgekit.models.model import Model
-from edgekit.models.sizes import forms
 from edgekit.values import Unknown
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import InputError
-from edgekit.models import onnx_writer, wire
 from edgekit.models.model import Model, digest, editable, parameters, save, set_parameter, to_bytes
-from edgekit.models.onnx_file import from_bytes, load, reopen
+from edgekit.models.onnx_file import wire, write
+from edgekit.models.onnx_file.read import from_bytes, load, reopen
 from edgekit.models.simplify import clean
 from edgekit.values import Array, Preprocessing
 from tests.models.everything import everything, graph_node, tensor
@@ -211,7 +211,7 @@ class TestExternalData:
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = onnx.load(path)
-        monkeypatch.setattr(onnx_writer, "ONE_FILE_BYTES", 1000)
+        monkeypatch.setattr(write, "ONE_FILE_BYTES", 1000)
         for _ in range(2):
             save(load(path), path)
             data = path.with_name("outside.onnx.data")

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import EdgekitError, InputError, ResourceError
-from edgekit.models import child
 from edgekit.models.model import Model, editable, parameters, save, set_parameter, to_bytes
+from edgekit.models.onnx_file import child
 from edgekit.models.source import from_bytes, load
 from edgekit.values import Array, Preprocessing
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from edgekit.models.anatomy import fixed_values, is_standard, is_view, live_nodes, reads
-from edgekit.models.macs import multiplies
+from edgekit.models.cost.anatomy import fixed_values, is_standard, is_view, live_nodes, reads
+from edgekit.models.cost.macs import multiplies
 from edgekit.models.model import Model
 
 Runtime = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]

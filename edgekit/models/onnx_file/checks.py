@@ -1,7 +1,7 @@
 """What is checked of an ONNX file in this process, before anything is built or allocated from it.
 
 The rules of the graph itself (names, order, operators, types) are ONNX's own checker's, in a child
-(`models/child.py`): this is what that one does not look at, or must not be given.
+(`child.py`): this is what that one does not look at, or must not be given.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from edgekit.errors import InputError
-from edgekit.models.messages import is_repeated, messages
 from edgekit.models.model import attribute
+from edgekit.models.onnx_file.messages import is_repeated, messages
 from edgekit.values import Array
 
 _EXPORT_AGAIN = "The file is damaged, or made to do harm: export the model again."

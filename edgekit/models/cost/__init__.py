@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgekit.errors import InputError
-from edgekit.models.anatomy import (
+from edgekit.models.cost.anatomy import (
     bodies,
     fixed_values,
     is_view,
@@ -19,10 +19,10 @@ from edgekit.models.anatomy import (
     reads,
     stored_values,
 )
-from edgekit.models.macs import is_opaque, macs_of
+from edgekit.models.cost.macs import is_opaque, macs_of
+from edgekit.models.cost.parameters import Role, role_of, weights_of
+from edgekit.models.cost.sizes import Forms, forms, sizes_of
 from edgekit.models.model import Model
-from edgekit.models.parameters import Role, role_of, weights_of
-from edgekit.models.sizes import Forms, forms, sizes_of
 from edgekit.values import Unknown
 
 

@@ -1,6 +1,6 @@
 """A program of its own, not a module: ONNX's checker and shape inference, fed through a pipe.
 
-`models/child.py` starts it as `python -I -S checker.py EXTENSION`. It loads onnx's C++ part alone,
+`child.py` starts it as `python -I -S checker.py EXTENSION`. It loads onnx's C++ part alone,
 by its path, and nothing else: 40 ms, 14 MB. A file that brings that code down ends this process.
 
 Every request is eight bytes of length and a serialized ModelProto; every answer a byte that says

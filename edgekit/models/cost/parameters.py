@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from edgekit.models.anatomy import is_standard, label, reads
+from edgekit.models.cost.anatomy import is_standard, label, reads
 from edgekit.models.model import attribute
 
 Places = tuple[int, ...]

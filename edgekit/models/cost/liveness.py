@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgekit.models.anatomy import bodies, fixed_values, is_view, label, live_nodes, reads
+from edgekit.models.cost.anatomy import bodies, fixed_values, is_view, label, live_nodes, reads
+from edgekit.models.cost.sizes import Forms
 from edgekit.models.model import Model
-from edgekit.models.sizes import Forms
 from edgekit.values import Unknown
 
 

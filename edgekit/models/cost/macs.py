@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from edgekit.models.anatomy import bodies, is_standard, label
+from edgekit.models.cost.anatomy import bodies, is_standard, label
+from edgekit.models.cost.sizes import Forms, Sizes, sizes_of
 from edgekit.models.model import attribute
-from edgekit.models.sizes import Forms, Sizes, sizes_of
 from edgekit.values import Unknown
 
 Formula = Callable[[ir.Node, Forms], int | Unknown]

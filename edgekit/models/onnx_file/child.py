@@ -21,7 +21,7 @@ from pathlib import Path
 import onnx.onnx_cpp2py_export as onnx_cpp
 
 from edgekit.errors import InputError, ResourceError
-from edgekit.models import checker
+from edgekit.models.onnx_file import checker
 
 WEIGHTS = "weights"
 """A file in the child's folder: the location of whatever external data it is told of."""

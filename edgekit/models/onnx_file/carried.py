@@ -17,8 +17,8 @@ import onnx_ir as ir
 from google.protobuf.message import Message
 
 from edgekit.errors import InputError
-from edgekit.models.lossless import refuse_loss
-from edgekit.models.messages import messages, replace
+from edgekit.models.onnx_file.lossless import refuse_loss
+from edgekit.models.onnx_file.messages import messages, replace
 from edgekit.values import Array
 
 Swap: TypeAlias = Callable[[ir.TensorProtocol], "ir.TensorProtocol | None"]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper, shape_inference
 
 from edgekit.errors import InputError
-from edgekit.models.anatomy import live_nodes
+from edgekit.models.cost.anatomy import live_nodes
 from edgekit.models.model import Model, constant_of, editable, spec_of
 from edgekit.values import Array, TensorSpec, Unknown
 

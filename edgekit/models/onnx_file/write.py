@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from edgekit import files
 from edgekit.errors import InputError
-from edgekit.models.carried import SparseTensor, stand_in, swap_tensors, to_hollow_proto
-from edgekit.models.wire import LARGE_BYTES, Buffer, join
+from edgekit.models.onnx_file.carried import SparseTensor, stand_in, swap_tensors, to_hollow_proto
+from edgekit.models.onnx_file.wire import LARGE_BYTES, Buffer, join
 
 MOST_BYTES = (1 << 31) - 1
 """Protobuf reads no message of more."""

@@ -8,14 +8,14 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
-from edgekit.models.anatomy import fixed_values, is_standard, label
 from edgekit.models.cost import stored_numbers
-from edgekit.models.fusion import Kernel, Runtime, kernels
-from edgekit.models.liveness import peak_activations
-from edgekit.models.macs import macs_of, multiplies
+from edgekit.models.cost.anatomy import fixed_values, is_standard, label
+from edgekit.models.cost.fusion import Kernel, Runtime, kernels
+from edgekit.models.cost.liveness import peak_activations
+from edgekit.models.cost.macs import macs_of, multiplies
+from edgekit.models.cost.parameters import weights_of
+from edgekit.models.cost.sizes import Forms, sizes_of
 from edgekit.models.model import Model, attribute
-from edgekit.models.parameters import weights_of
-from edgekit.models.sizes import Forms, sizes_of
 from edgekit.targets import Precision
 from edgekit.values import Figure, Unknown
 

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from edgekit.errors import InputError
-from edgekit.models.messages import is_repeated, messages, replace
+from edgekit.models.onnx_file.messages import is_repeated, messages, replace
 
 
 def refuse_loss(before: onnx.ModelProto, after: onnx.ModelProto, where: str) -> None:

@@ -20,19 +20,19 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 
 from edgekit.errors import InputError
-from edgekit.models import child
-from edgekit.models.carried import SparseTensor, to_program
-from edgekit.models.external import ExternalFiles, map_file
-from edgekit.models.messages import messages
 from edgekit.models.model import HISTORY_KEY, PREPROCESSING_KEY, Model
-from edgekit.models.onnx_checks import (
+from edgekit.models.onnx_file import child
+from edgekit.models.onnx_file.carried import SparseTensor, to_program
+from edgekit.models.onnx_file.checks import (
     check_finite,
     check_messages,
     check_shapes,
     check_types,
     tensor_bytes,
 )
-from edgekit.models.wire import LARGE_BYTES, Buffer, split
+from edgekit.models.onnx_file.external import ExternalFiles, map_file
+from edgekit.models.onnx_file.messages import messages
+from edgekit.models.onnx_file.wire import LARGE_BYTES, Buffer, split
 from edgekit.values import Preprocessing, preprocessing_from_json
 
 _WHOLE_FILE = "Copy or export the file once more; nothing was changed."
