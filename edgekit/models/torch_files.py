@@ -10,8 +10,10 @@ import io
 import logging
 import os
 import pickle
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,12 @@ from edgekit.errors import InputError, MissingPackageError
 
 Kind = Literal["pt2", "torchscript", "state_dict", "pickle"]
 
+# What zipfile and torch's readers raise over damaged bytes.
+_UNREADABLE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, zlib.error, RuntimeError, ValueError,
+    EOFError, AttributeError, KeyError, IndexError, TypeError, AssertionError, OSError,
+    OverflowError, ImportError,
+)  # fmt: skip
 # Under these keys a training script keeps the state dict among other things.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "ema_state_dict")
 
@@ -37,7 +45,7 @@ def kind_of(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile as error:
+    except _UNREADABLE as error:
         if path.read_bytes()[:1] == b"\x80":
             return "pickle"
         raise InputError(
@@ -58,7 +66,7 @@ def kind_of(path: Path) -> Kind:
 def _is_state_dict(path: Path) -> bool:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError):
+    except _UNREADABLE:
         return False
     return isinstance(stored, Mapping)
 
@@ -106,7 +114,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         return _read_safetensors(path), ()
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             "this file holds more than tensors, or is damaged; edgekit does not unpickle it",
             where=str(path), got=first_line(error),

@@ -354,3 +354,41 @@ def test_the_graph_of_a_module_survives_the_file(tmp_path: Path, reference: Refe
     feeds = {"images": images}
     (before,), (after,) = reference(model, feeds), reference(again, feeds)
     assert np.array_equal(before, after)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["state_dict", "safetensors", "torchscript", "pt2"])
+def test_a_changed_file_is_a_model_or_one_error(kind: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from edgekit.models.torch_files import kind_of, load_weights
+    from edgekit.models.torch_source import export_pt2, export_torchscript
+
+    net, path = nets()["convolutional"].eval(), tmp_path / f"net.{kind}"
+    if kind == "state_dict":
+        torch.save(net.state_dict(), path)
+    elif kind == "safetensors":
+        path = tmp_path / "net.safetensors"
+        save_file(net.state_dict(), str(path))
+    elif kind == "torchscript":
+        torch.jit.trace(net, torch.randn(2, 3, 8, 8)).save(path)
+    else:
+        torch.export.save(torch.export.export(net, (torch.randn(2, 3, 8, 8),)), path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    errors = 0
+    for _ in range(25):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 4):
+            content[place] = rng.integers(0, 256)
+        cut = int(rng.integers(1, len(content))) if rng.random() < 0.3 else len(content)
+        path.write_bytes(content[:cut])
+        try:
+            if kind in ("state_dict", "safetensors"):
+                load_weights(net, path)
+            elif kind_of(path) == "torchscript":
+                export_torchscript(path, SHAPES, name="net")
+            else:
+                export_pt2(path, name="net")
+        except InputError:
+            errors += 1
+    assert errors > 5
