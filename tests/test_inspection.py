@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from edgekit.cli import app
 from edgekit.errors import InputError
+from edgekit.pipeline.origin import parse_inputs
 from edgekit.report import inspection, inspection_rows
 from edgekit.report.inspection import inspect
 from edgekit.values import Unknown
@@ -240,8 +241,8 @@ def test_a_long_name_keeps_both_ends() -> None:
 @pytest.mark.parametrize("text", ["x", "=1,2", "x=", "x=1,,2", "x=a"])
 def test_a_shape_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputError):
-        inspection.parse_shapes([text])
+        parse_inputs([text])
 
 
 def test_a_shape_may_have_any_name() -> None:
-    assert inspection.parse_shapes(["a=b=1,3", "c=4x5"]) == {"a=b": (1, 3), "c": (4, 5)}
+    assert parse_inputs(["a=b=1,3", "c=4x5"]) == {"a=b": (1, 3), "c": (4, 5)}

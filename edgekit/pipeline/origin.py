@@ -89,18 +89,20 @@ def open_origin(
     return Opened(model=model, path=origin.path)
 
 
-def parse_inputs(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of `images=1,3,224,224`. Raises InputError for anything else."""
-    found = {}
+def parse_inputs(given: Sequence[str], where: str = "--input") -> dict[str, tuple[int, ...]]:
+    """Shapes by input of texts like `images=1,3,224,224`. Raises InputError for anything else."""
+    found: dict[str, tuple[int, ...]] = {}
     for text in given:
-        name, _, sizes = text.partition("=")
-        shape = [size.strip() for size in sizes.replace("x", ",").split(",")]
-        if not name or not all(size.isdecimal() and int(size) > 0 for size in shape):
+        name, _, sizes = text.rpartition("=")
+        listed = [size.strip() for size in sizes.replace("x", ",").split(",")]
+        if not name or not all(size.isdecimal() and int(size) > 0 for size in listed):
             raise InputError(
-                "this is no input and its shape", where="--input", got=text,
+                "this is no input and its shape", where=where, got=text,
                 wanted="images=1,3,224,224",
             )  # fmt: skip
-        found[name] = tuple(map(int, shape))
+        if name in found:
+            raise InputError(f'the input "{name}" is given two shapes', where=where)
+        found[name] = tuple(map(int, listed))
     return found
 
 

@@ -21,12 +21,12 @@ from edgekit.models.cost import NodeSurvey, Stored, stored_numbers, survey
 from edgekit.models.cost.anatomy import label, live_nodes
 from edgekit.models.cost.liveness import Peak, peak_activations
 from edgekit.models.cost.roofline import Estimate, KernelTime, Rates, estimate
-from edgekit.models.cost.sizes import Forms, Sizes, forms, missing_sizes
+from edgekit.models.cost.sizes import Forms, forms, missing_sizes
 from edgekit.models.model import Model, editable, save
 from edgekit.models.operators import builders
 from edgekit.models.simplify import clean
 from edgekit.models.source import load
-from edgekit.pipeline.origin import Origin, open_origin
+from edgekit.pipeline.origin import Origin, open_origin, parse_inputs
 from edgekit.report.device_rates import rates_of
 from edgekit.targets import Precision, Target, resolve_target
 from edgekit.values import Figure, Unknown, figure_to_json
@@ -203,7 +203,7 @@ def inspect(
     target = None if target_name is None else resolve_target(target_name)
     model = load(path)
     plain = _plain(model)
-    given = parse_shapes(shapes)
+    given = parse_inputs(shapes, "--shape")
     known = forms(plain, batch=batch, shapes=given)
     nodes = survey(plain, known)
     macs = [node.macs for node in nodes]
@@ -235,23 +235,6 @@ def inspect(
         on_target=view,
         top=top,
     )
-
-
-def parse_shapes(given: Sequence[str]) -> dict[str, Sizes]:
-    """Shapes by input of texts like `images=1,3,224,224`. Raises InputError for anything else."""
-    found: dict[str, Sizes] = {}
-    for text in given:
-        name, _, sizes = text.rpartition("=")
-        listed = [size.strip() for size in sizes.replace("x", ",").split(",")]
-        if not name or not all(size.isdecimal() and int(size) > 0 for size in listed):
-            raise InputError(
-                "this is no input and its shape", where="--shape", got=text,
-                wanted="images=1,3,224,224",
-            )  # fmt: skip
-        if name in found:
-            raise InputError(f'the input "{name}" is given two shapes', where="--shape")
-        found[name] = tuple(map(int, listed))
-    return found
 
 
 def producer(model: Model) -> str:

@@ -94,10 +94,7 @@ def _to_float8(x: Tensor, target: torch.dtype, limit: float, *, saturate: bool) 
     """ONNX's table: saturated, or infinity (NaN where the type has none)."""
     x = x.to(torch.float32) if not x.is_floating_point() or x.dtype in _FLOAT8 else x
     if saturate:
-        bounded = x.clamp(-limit, limit)
-        if target in (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz):
-            return bounded.to(target)
-        return bounded.to(target)
+        return x.clamp(-limit, limit).to(target)
     # Half of the last step above the largest number rounds to it; more overflows.
     exponent = torch.tensor(limit).log2().floor()
     step = 2.0 ** (exponent - (3 if "e4m3" in str(target) else 2))
