@@ -98,7 +98,7 @@ def parameters(model: Model) -> Iterator[tuple[str, Array]]:
 def set_parameter(graph: ir.Graph, name: str, array: Array) -> None:
     """Gives the initializer `name` of an editable graph another array, its type and shape too."""
     value = graph.initializers[name]
-    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
     value.const_value = tensor
     value.shape = ir.Shape(array.shape)
     value.type = ir.TensorType(tensor.dtype)
@@ -108,7 +108,7 @@ def add_parameter(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """A new initializer of an editable graph. The name must be free."""
     if name in graph.initializers:
         raise KeyError(name)
-    value = ir.val(name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
+    value = ir.val(name, const_value=ir.Tensor(np.asarray(array, order="C"), name=name))
     graph.register_initializer(value)
     return value
 

@@ -16,17 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekit.compress.channels.budget import allowed_counts
 from edgekit.compress.channels.criteria import l2
 from edgekit.compress.channels.cut import cut_channels
-from edgekit.compress.channels.groups import Groups, find_groups
+from edgekit.compress.channels.groups import find_groups
 from edgekit.compress.channels.plan import Plan, plan_from_json
 from edgekit.compress.channels.remove import remove_channels
 from edgekit.errors import InputError
 from edgekit.models.cost import total_cost
-from edgekit.models.model import Model, after_step, constant_of, editable, set_parameter
+from edgekit.models.model import Model, constant_of
 from edgekit.models.source import load
 from edgekit.values import Array
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conftest import residual_graph, run_reference
+from masked import masked
 
 Reference = Callable[..., list[Array]]
 
@@ -171,21 +173,6 @@ NETS = [
     chain, residual, depthwise, widening_depthwise, grouped, concatenation, flattened, reshaped,
     gated,
 ]  # fmt: skip
-
-
-def masked(model: Model, groups: Groups, plan: Plan) -> Model:
-    """The full graph in which every weight that reads a removed channel is zero."""
-    program = editable(model)
-    consumed = {
-        (m.parameter, m.axis) for g in groups.groups for m in g.members if m.role == "consumed"
-    }
-    for (name, axis), kept in plan.kept.items():
-        if (name, axis) in consumed:
-            weight = np.array(constant_of(program.graph.initializers[name]))
-            gone = np.setdiff1d(np.arange(weight.shape[axis]), kept)
-            np.moveaxis(weight, axis, 0)[gone] = 0
-            set_parameter(program.graph, name, weight)
-    return after_step(model, program, "masked")
 
 
 def assert_equivalent(model: Model, cut: Model, plan: Plan, name: str = "x") -> None:

@@ -8,15 +8,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgekit.compress.channels.groups import Groups
+from edgekit.compress.channels.groups import Count, Groups
 from edgekit.compress.channels.plan import Plan
 from edgekit.errors import InternalError
 from edgekit.models.model import (
     Model,
+    add_parameter,
     after_step,
     attribute,
     constant_of,
     editable,
+    parameters,
     set_parameter,
     static_shape,
 )
@@ -27,19 +29,19 @@ SMALL_BYTES = 1024  # what shapes may depend on: axes, sizes, Reshape's constant
 
 def plan_of(model: Model, groups: Groups, kept: Sequence[Array]) -> Plan:
     """The Plan that keeps those units of each group."""
-    removed: dict[tuple[str, int], list[Array]] = {}
+    stays: dict[tuple[str, int], Array] = {}
     for group, units in zip(groups.groups, kept, strict=True):
-        gone = np.setdiff1d(np.arange(group.units), units)
-        if not len(gone):
+        gone = np.ones(group.units, bool)
+        gone[units] = False
+        if not gone.any():
             continue
         for member in group.members:
-            entries = member.indices[gone].reshape(-1)
-            removed.setdefault((member.parameter, member.axis), []).append(entries)
-    plan: dict[tuple[str, int], Array] = {}
-    for (name, axis), entries in removed.items():
-        length = static_shape(model.graph.initializers[name])[axis]
-        plan[name, axis] = np.setdiff1d(np.arange(length), np.concatenate(entries))
-    return Plan(kept=plan)
+            key = member.parameter, member.axis
+            if key not in stays:
+                length = static_shape(model.graph.initializers[member.parameter])[member.axis]
+                stays[key] = np.ones(length, bool)
+            stays[key][member.indices[gone]] = False
+    return Plan(kept={key: np.flatnonzero(mask) for key, mask in stays.items()})
 
 
 def remove_channels(model: Model, groups: Groups, kept: Sequence[Array]) -> tuple[Model, Plan]:
@@ -56,25 +58,61 @@ def remove_channels(model: Model, groups: Groups, kept: Sequence[Array]) -> tupl
         assert array is not None
         set_parameter(graph, name, np.take(array, indices, axis))
 
-    stays = [set(units.tolist()) for units in kept]
-
-    def count(roots: Array) -> int:
-        """How many entries are left of an array of channel roots."""
-        places = (groups.unit_of_root.get(root) for root in roots.tolist())
-        return sum(place is None or place[1] in stays[place[0]] for place in places)
-
-    for node in graph:
-        roots = groups.group_attributes.get(node.outputs[0].name or "")
-        if roots is not None:
-            node.attributes["group"] = ir.AttrInt64("group", count(roots))
-    for (name, position), roots in groups.shape_entries.items():
-        shape = np.array(constant_of(graph.initializers[name]))
-        shape[position] = count(roots)
-        set_parameter(graph, name, shape)
+    removed = _removed(groups, kept)
+    makers = {node.outputs[0].name or "": node for node in graph}
+    for count in groups.numbers:
+        _follow(graph, makers[count.output], count, removed)
     _infer_again(program)
     cut = after_step(model, program, "channels")
     _check(model, cut)
     return cut, plan
+
+
+def _removed(groups: Groups, kept: Sequence[Array]) -> Array:
+    """For each class of channels whether it goes."""
+    stays = [set(units.tolist()) for units in kept]
+    last = max((int(count.largest()) for count in groups.numbers), default=0)
+    gone = np.zeros(max(last, *groups.unit_of_root, 0) + 1, bool)
+    for root, (group, unit) in groups.unit_of_root.items():
+        gone[root] = unit not in stays[group]
+    return gone
+
+
+def _follow(graph: ir.Graph, node: ir.Node, count: Count, removed: Array) -> None:
+    """Writes the numbers of a node anew that count or name channels."""
+    if count.chosen is not None:
+        stays = ~removed[count.chosen]
+        number = np.cumsum(stays) - 1
+        left = count.written[stays[count.written]]
+        numbers = number[left].reshape([len(left) if n > 1 else 1 for n in count.written.shape])
+    else:
+        numbers = count.written.copy()
+        for position, cells in count.counts.items():
+            numbers[position] = (~removed[cells].all(axis=1)).sum()
+    if np.array_equal(numbers, count.written):
+        return
+    if isinstance(count.place, str):
+        single = count.place == "group"
+        make = ir.AttrInt64(count.place, int(numbers[0])) if single else ir.AttrInt64s(
+            count.place, numbers.tolist()
+        )  # fmt: skip
+        node.attributes[count.place] = make
+        return
+    present = node.inputs[count.place] if len(node.inputs) > count.place else None
+    if present is None:
+        node.attributes.pop("num_outputs", None)
+        node.resize_inputs(count.place + 1)
+    elif present.is_initializer() and len(present.uses()) == 1:
+        before = constant_of(present)
+        assert before is not None
+        set_parameter(graph, present.name or "", numbers.astype(before.dtype))
+        return
+    name = f"{node.outputs[0].name}.{count.place}"
+    while name in graph.initializers:
+        name += "_"
+    node.replace_input_with(count.place, add_parameter(graph, name, numbers))
+    if present is not None and present.is_initializer() and not present.uses():
+        del graph.initializers[present.name or ""]
 
 
 def _infer_again(program: ir.Model) -> None:
@@ -101,17 +139,21 @@ def _infer_again(program: ir.Model) -> None:
             "the cut graph's shapes contradict each other", got=str(error)
         ) from error
     found = {
-        value.name: value.shape for node in ir.from_proto(inferred).graph for value in node.outputs
+        value.name: ir.serde.deserialize_type_proto_for_shape(value.type)
+        for value in inferred.graph.value_info
     }
     for value in (value for node in program.graph for value in node.outputs):
-        value.shape = found[value.name]
+        if value.name in found:
+            value.shape = found[value.name]
+        elif not value.is_graph_output():
+            value.shape = None
 
 
 def _check(before: Model, after: Model) -> None:
     if after.inputs != before.inputs or after.outputs != before.outputs:
         raise InternalError("the cut changed the model's inputs or outputs")
-    if set(after.graph.initializers) != set(before.graph.initializers):
-        raise InternalError("the cut lost or renamed an initializer")
+    if {name for name, _ in parameters(after)} != {name for name, _ in parameters(before)}:
+        raise InternalError("the cut lost or renamed a parameter")
     for node in after.graph:
         if node.op_type != "Conv":
             continue

@@ -1,282 +1,268 @@
-"""How operators that move and shape pass channels on: concatenation, reshapes, reductions, pads."""
+"""How operators that only give a tensor another shape pass channels on: reshapes and transposes."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.compress.channels.trace import (
-    Labels,
+    Part,
     Trace,
+    constants_of,
     freeze_around,
+    in_the_way,
     named,
-    pass_on,
-    rank_of,
-    size_of,
 )  # fmt: skip
 from edgekit.models.model import attribute, constant_of
 from edgekit.values import Array
 
+_MOST_CELLS = 1 << 23  # ids that one tensor may carry
+_MOST_MIXED = 1 << 18  # and where several axes of channels are mixed with places
 
-def concat(found: Trace, node: ir.Node) -> None:
-    """The channels of all parts one after another, or merged where another axis is joined."""
-    output = node.outputs[0]
-    axis = int(attribute(node, "axis", 0)) % max(rank_of(output), 1)
-    inputs = [value for value in node.inputs if value is not None]
-    axes = {found.labels[value].axis for value in inputs if value in found.labels}
-    if not axes:
-        return
-    carried = min(axes)
-    parts: list[Array] = []
-    for value in inputs:
-        labels = found.labels.get(value)
-        if labels is None:
-            ids = found.fresh(size_of(value, carried))
-            found.freeze(ids, f'the channels of "{value.name}" are not known')
-            labels = Labels(carried, ids)
-        parts.append(labels.ids)
-    if len(axes) != 1 or any(not len(part) for part in parts):
-        freeze_around(found, node)
-        return
-    if carried == axis:
-        found.labels[output] = Labels(axis, np.concatenate(parts))
-    elif len({len(part) for part in parts}) == 1:
-        for other in parts[1:]:
-            found.union(parts[0], other)
-        found.labels[output] = Labels(carried, parts[0])
-    else:
-        freeze_around(found, node)
-
-
-def flatten(found: Trace, node: ir.Node) -> None:
-    """Channels and space merged into one axis: each channel as often as it has places."""
-    source = node.inputs[0]
-    if attribute(node, "axis", 1) != 1:
-        freeze_around(found, node)
-        return
-    _merge_space(found, node, source)
-
-
-def _merge_space(found: Trace, node: ir.Node, source: ir.Value | None) -> bool:
-    """(n, c, h, w) to (n, c h w): each channel's id h w times. Whether it could be done."""
-    labels = found.labels.get(source) if source is not None else None
-    if labels is None or source is None:
-        return False
-    spatial = [size_of(source, axis) for axis in range(2, rank_of(source))]
-    if labels.axis != 1 or not all(spatial):
-        freeze_around(found, node)
-        return False
-    found.labels[node.outputs[0]] = Labels(1, np.repeat(labels.ids, int(np.prod(spatial))))
-    return True
+# Consecutive axes of a tensor before and after that hold the same elements.
+Block = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def reshape(found: Trace, node: ir.Node) -> None:
-    """A reshape that merges channels and space, or that leaves the channel axis where it is."""
-    source, output, shape = node.inputs[0], node.outputs[0], node.inputs[1]
-    labels = found.labels.get(source) if source is not None else None
-    if labels is None or source is None or shape is None:
-        _moved_vector(found, node)
-        return
-    size, merged = size_of(output, 1), len(labels.ids)
-    spatial = [size_of(source, axis) for axis in range(2, rank_of(source))]
-    keeps_channels = (
-        labels.axis == 1 and size == merged and rank_of(source) >= 2 and rank_of(output) >= 2
-        and _same_batch(source, output)
-    )  # fmt: skip
-    merges = (
-        labels.axis == 1 and rank_of(output) == 2 and all(spatial)
-        and size == merged * int(np.prod(spatial)) and _same_batch(source, output)
-    )  # fmt: skip
-    entry = _shape_entry(shape, 1)
-    if entry is None or not (keeps_channels or merges):
-        freeze_around(found, node)
-        return
-    constant, position, written = entry
-    ids = labels.ids if keeps_channels else np.repeat(labels.ids, int(np.prod(spatial)))
-    follows = written in (-1, 0)  # inferred, or copied from the input
-    if not follows and not found.shape_entry(constant, position, ids):
-        freeze_around(found, node)
-        return
-    found.labels[output] = Labels(1, ids)
-
-
-def _moved_vector(found: Trace, node: ir.Node) -> None:
-    """One number a channel (a slope, a scale) on its way to where the channels are."""
+    """Channels split over several axes, merged with places or with each other; shapes follow."""
     source, output = node.inputs[0], node.outputs[0]
-    vector = constant_of(source)
-    if source is None or vector is None or vector.dtype.kind != "f" or output.shape is None:
+    parts = found.parts(source)
+    if not parts:
         return
-    count = vector.size
-    axes = [axis for axis in range(rank_of(output)) if size_of(output, axis) == count]
-    if count < 2 or count != max(vector.shape) or len(axes) != 1:
+    before, after = found.sizes_of(source), found.sizes_of(output)
+    blocks = None if before is None or after is None else aligned(before, after)
+    if before is None or after is None or blocks is None:
+        freeze_around(found, node)
         return
-    ids = found.fresh(count)
-    found.slot(source, int(np.argmax(vector.shape)), ids, "along")
+    moved = []
+    for part in parts:
+        new = _regrouped(found, node, part, before, after, blocks)
+        if new is not None:
+            moved.append(new)
     if node.op_type == "Reshape":
-        entry = _shape_entry(node.inputs[1], axes[0]) if node.inputs[1] is not None else None
-        written_out = entry is not None and entry[2] not in (-1, 0)
-        if entry is None or (written_out and not found.shape_entry(entry[0], entry[1], ids)):
-            found.freeze(ids, f"{named(node)} stands in the way")
-    found.labels[output] = Labels(axes[0], ids)
+        for part in moved:
+            _follow(found, node, part, parts)
+    found.label(output, moved)
 
 
-def _same_batch(source: ir.Value, output: ir.Value) -> bool:
-    """Whether the first axis is the same: by name, or because the rest has as many elements."""
-    if source.shape is None or output.shape is None:
-        return False
-    rests = [
-        [size_of(value, axis) for axis in range(1, rank_of(value))] for value in (source, output)
-    ]
-    known = all(all(rest) for rest in rests)
-    return source.shape[0] == output.shape[0] or (known and np.prod(rests[0]) == np.prod(rests[1]))
+def aligned(before: Sequence[int], after: Sequence[int]) -> list[Block] | None:
+    """The smallest runs of axes with as many elements before as after; None where they differ."""
+    if math.prod(before) != math.prod(after) or not math.prod(before):
+        return None
+    blocks: list[Block] = []
+    left: list[int] = []
+    right: list[int] = []
+    i = j = 0
+    before_taken = after_taken = 1
+    while i < len(before) or j < len(after):
+        if j == len(after) or (i < len(before) and before_taken <= after_taken):
+            left.append(i)
+            before_taken *= before[i]
+            i += 1
+        else:
+            right.append(j)
+            after_taken *= after[j]
+            j += 1
+        if before_taken == after_taken and left and right:
+            blocks.append((tuple(left), tuple(right)))
+            left, right = [], []
+    if blocks:  # axes of one entry at the end
+        blocks[-1] = (*blocks[-1][0], *left), (*blocks[-1][1], *right)
+    return blocks
 
 
-def _shape_entry(shape: ir.Value, axis: int) -> tuple[ir.Value, int, int] | None:
-    """Where the entry of an axis is written: initializer, position and number; None if computed.
+def _regrouped(
+    found: Trace, node: ir.Node, part: Part, before: Sequence[int], after: Sequence[int],
+    blocks: Sequence[Block],
+) -> Part | None:  # fmt: skip
+    """The part on the axes after; None, and frozen, where its channels cannot be followed."""
+    touched = [block for block in blocks if set(block[0]) & set(part.axes)]
+    count = math.prod(before[axis] for left, _ in touched for axis in left)
+    if len(touched) > 1 and count > _MOST_MIXED:
+        mixed = [a for left, _ in touched if _mixes(left, part.axes, before) for a in left]
+        single = found.off(part, mixed)
+        if single is None:
+            found.freeze(part.ids, in_the_way(node))
+            return None
+        part = single
+        touched = [block for block in blocks if set(block[0]) & set(part.axes)]
+    old = [axis for left, _ in touched for axis in left]
+    new = [axis for _, right in touched for axis in right]
+    shape = [before[axis] for axis in old]
+    if math.prod(shape) > _MOST_CELLS:
+        found.freeze(part.ids, in_the_way(node))
+        return None
+    narrow = [before[axis] if axis in part.axes else 1 for axis in old]
+    ids = np.broadcast_to(part.ids.reshape(narrow), shape).reshape([after[axis] for axis in new])
+    axes, ids = _varying(new, ids)
+    if len(axes) > len(part.axes):
+        found.box(ids)
+    return replace(part, axes=axes, ids=ids)
 
-    A Concat of constants and of computed single entries (the batch) is looked into.
+
+def _mixes(left: Sequence[int], axes: Sequence[int], before: Sequence[int]) -> bool:
+    """Whether a run of axes holds elements beside one axis of channels."""
+    return sum(before[axis] > 1 for axis in left) > 1 and bool(set(left) & set(axes))
+
+
+def _varying(axes: Sequence[int], ids: Array) -> tuple[tuple[int, ...], Array]:
+    """The ids without the axes along which they are all the same."""
+    kept = []
+    for place, axis in enumerate(axes):
+        first = np.take(ids, [0], place)
+        if ids.shape[place] == 1 or np.array_equal(np.broadcast_to(first, ids.shape), ids):
+            ids = first
+        else:
+            kept.append(axis)
+    if not kept:  # a single channel
+        largest = int(np.argmax(ids.shape))
+        return (axes[largest],), ids.reshape(-1)
+    squeezed = tuple(place for place, axis in enumerate(axes) if axis not in kept)
+    return tuple(kept), np.squeeze(ids, squeezed)
+
+
+def _follow(found: Trace, node: ir.Node, part: Part, before: Sequence[Part]) -> None:
+    """The numbers of a Reshape's shape follow, or its channels stay."""
+    for axis in part.axes:
+        entry = shape_entry(found, node, 1, axis)
+        if entry is None:
+            fixed = found.off(part, [other for other in part.axes if other != axis])
+            found.freeze((fixed or part).ids, f"the shape of {named(node)} is computed")
+            continue
+        holder, place, written, position = entry
+        if written[position] == -1:
+            continue
+        same = any(
+            axis in old.axes and np.array_equal(old.cells(axis), part.cells(axis)) for old in before
+        )
+        if written[position] == 0 and not attribute(node, "allowzero", 0) and same:
+            continue
+        found.rewrite(holder, place, written, position, part.cells(axis))
+
+
+def shape_entry(
+    found: Trace, node: ir.Node, place: int, axis: int
+) -> tuple[ir.Node, int, Array, int] | None:
+    """Who holds the number of an axis in a shape: node, input, its array and the position in it.
+
+    A Concat of constants and of computed entries (the batch) is looked into. None where the number
+    is computed.
     """
-    constant = constant_of(shape)
-    if constant is not None and shape.is_initializer() and len(constant) > axis:
-        return shape, axis, int(constant[axis])
-    producer = shape.producer()
+    written = constants_of(node, place)
+    if written is not None:
+        return (node, place, written, axis) if axis < written.size else None
+    value = node.inputs[place] if len(node.inputs) > place else None
+    producer = value.producer() if value is not None else None
     if producer is None or producer.op_type != "Concat":
         return None
     begin = 0
-    for part in producer.inputs:
-        array = constant_of(part)
-        length = len(array) if array is not None else size_of(part, 0)
+    for index, piece in enumerate(producer.inputs):
+        array = constant_of(piece)
+        sizes = found.sizes_of(piece)
+        length = array.size if array is not None else (sizes[0] if sizes else 0)
         if not length:
             return None
         if begin <= axis < begin + length:
-            if array is None or part is None or not part.is_initializer():
-                return None
-            return part, axis - begin, int(array[axis - begin])
+            return None if array is None else (producer, index, array, axis - begin)
         begin += length
     return None
 
 
-def reduction(found: Trace, node: ir.Node) -> None:
-    """A reduction over other axes keeps the channels; one over them stands in the way."""
+def moved_axes(found: Trace, node: ir.Node) -> None:
+    """Squeeze and Unsqueeze: axes of one entry go or come, the others keep their order."""
     source, output = node.inputs[0], node.outputs[0]
-    labels = found.labels.get(source) if source is not None else None
-    if labels is None:
-        _moved_vector(found, node)
+    before, after = found.sizes_of(source), found.sizes_of(output)
+    if not found.parts(source):
         return
-    listed = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    listed = constants_of(node, 1)
     given = attribute(node, "axes", None) if listed is None else listed
-    if given is None or not np.size(given):  # all axes
+    if before is None or after is None or (given is None and node.op_type == "Unsqueeze"):
         freeze_around(found, node)
         return
-    axes = {int(axis) % rank_of(source) for axis in np.atleast_1d(given)}
-    if labels.axis in axes:
-        freeze_around(found, node)
-        return
-    kept = attribute(node, "keepdims", 1)
-    axis = labels.axis if kept else labels.axis - sum(a < labels.axis for a in axes)
-    found.labels[output] = Labels(axis, labels.ids)
-
-
-def squeeze(found: Trace, node: ir.Node) -> None:
-    """Squeeze and Unsqueeze move the axis that carries channels."""
-    source, output = node.inputs[0], node.outputs[0]
-    labels = found.labels.get(source) if source is not None else None
-    if labels is None:
-        return
-    listed = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
-    given = attribute(node, "axes", None) if listed is None else listed
+    longer, shorter = (after, before) if node.op_type == "Unsqueeze" else (before, after)
     if given is None:
-        freeze_around(found, node)
-        return
-    adds = node.op_type == "Unsqueeze"
-    rank = rank_of(output) if adds else rank_of(source)
-    axes = sorted(int(axis) % rank for axis in np.atleast_1d(given))
-    axis = labels.axis
-    if adds:
-        for added in axes:
-            axis += added <= axis
-    elif axis in axes:
-        freeze_around(found, node)
-        return
+        extra = {axis for axis, size in enumerate(longer) if size == 1}
     else:
-        axis -= sum(a < axis for a in axes)
-    found.labels[output] = Labels(axis, labels.ids)
+        extra = {int(axis) % len(longer) for axis in np.atleast_1d(given)}
+    rest = [axis for axis in range(len(longer)) if axis not in extra]
+    if len(rest) != len(shorter):
+        freeze_around(found, node)
+        return
+    moved = []
+    for part in found.parts(source):
+        if node.op_type == "Unsqueeze":
+            moved.append(replace(part, axes=tuple(rest[axis] for axis in part.axes)))
+        elif any(axis in extra for axis in part.axes):
+            found.freeze(part.ids, in_the_way(node))
+        else:
+            moved.append(replace(part, axes=tuple(rest.index(axis) for axis in part.axes)))
+    found.label(output, moved)
 
 
 def transpose(found: Trace, node: ir.Node) -> None:
-    """The axis that carries channels goes where `perm` puts it."""
+    """The axes that carry channels go where `perm` puts them."""
     source = node.inputs[0]
-    labels = found.labels.get(source) if source is not None else None
-    if labels is None:
+    parts = found.parts(source)
+    sizes = found.sizes_of(source)
+    if not parts or sizes is None:
+        freeze_around(found, node)
         return
-    order = attribute(node, "perm", tuple(reversed(range(rank_of(source)))))
-    found.labels[node.outputs[0]] = Labels(list(order).index(labels.axis), labels.ids)
+    order = list(attribute(node, "perm", tuple(reversed(range(len(sizes))))))
+    found.label(
+        node.outputs[0],
+        [replace(part, axes=tuple(order.index(axis) for axis in part.axes)) for part in parts],
+    )
 
 
-def softmax(found: Trace, node: ir.Node) -> None:
-    """A softmax over other axes keeps the channels; one over them stands in the way.
+def depth_to_space(found: Trace, node: ir.Node) -> None:
+    """Each output channel takes block x block input channels with it."""
+    source, output = node.inputs[0], node.outputs[0]
+    block = int(attribute(node, "blocksize", 1)) ** 2
+    mode = attribute(node, "mode", "DCR")
+    for part in found.parts(source):
+        single = found.off(part, [axis for axis in part.axes if axis != 1])
+        if single is None or single.axes != (1,):
+            found.freeze(part.ids, in_the_way(node))
+            continue
+        if node.op_type == "SpaceToDepth":
+            found.label(output, [replace(single, ids=np.tile(single.ids, block))])
+            continue
+        places_first = mode in ("DCR", b"DCR")
+        boxed = single.ids.reshape((block, -1) if places_first else (-1, block))
+        boxed = boxed if places_first else boxed.T
+        found.union(boxed, boxed[:1])
+        found.label(output, [replace(single, ids=boxed[0])])
 
-    Before opset 13 it ran over all axes from `axis` on, and the default was 1.
+
+def shape(found: Trace, node: ir.Node) -> None:
+    """Shapes follow the channels by themselves, but not where they become numbers to compute with.
+
+    A scale that is taken from a size (one over the square root of the width) would change.
     """
-    labels = found.labels.get(node.inputs[0]) if node.inputs[0] is not None else None
-    if labels is None:
-        return
-    opset = node.graph.opset_imports.get("", 0) if node.graph is not None else 0
-    rank = rank_of(node.inputs[0])
-    axis = int(attribute(node, "axis", 1 if opset < 13 else -1)) % rank
-    over = range(axis, rank) if opset < 13 else (axis,)
-    if labels.axis in over:
-        freeze_around(found, node)
-    else:
-        pass_on(found, node)
+    waiting = [node.outputs[0]]
+    seen = set(waiting)
+    while waiting:
+        value = waiting.pop()
+        for reader, _ in value.uses():
+            if reader.op_type == "Cast" and _makes_real(reader):
+                found.freeze_value(node.inputs[0], f"{named(reader)} computes with its sizes")
+                return
+            new = [out for out in reader.outputs if out not in seen]
+            if reader.op_type in _SIZE_ARITHMETIC:
+                waiting += new
+                seen.update(new)
 
 
-def pool(found: Trace, node: ir.Node) -> None:
-    """Pooling over the places of each channel passes; over a channel axis that was moved, not."""
-    labels = found.labels.get(node.inputs[0]) if node.inputs[0] is not None else None
-    if labels is not None and labels.axis != 1:
-        freeze_around(found, node)
-    else:
-        pass_on(found, node)
+def _makes_real(node: ir.Node) -> bool:
+    kind = attribute(node, "to", 0)
+    return ir.DataType(int(kind)).is_floating_point()
 
 
-def pad(found: Trace, node: ir.Node) -> None:
-    """Padding in space passes; along the channels it stands in the way."""
-    source = node.inputs[0]
-    labels = found.labels.get(source) if source is not None else None
-    if labels is None:
-        return
-    listed = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
-    pads = attribute(node, "pads", None) if listed is None else listed
-    rank = rank_of(source)
-    over_axes = len(node.inputs) > 3 and node.inputs[3] is not None
-    if pads is None or over_axes or pads[labels.axis] or pads[labels.axis + rank]:
-        freeze_around(found, node)
-    else:
-        pass_on(found, node)
-
-
-def slice_(found: Trace, node: ir.Node) -> None:
-    """A slice of another axis passes; one of the channels stands in the way."""
-    source = node.inputs[0]
-    labels = found.labels.get(source) if source is not None else None
-    if labels is None:
-        return
-    axes = constant_of(node.inputs[3]) if len(node.inputs) > 3 else attribute(node, "axes", None)
-    if axes is None or labels.axis in {int(axis) % rank_of(source) for axis in axes}:
-        freeze_around(found, node)
-    else:
-        pass_on(found, node)
-
-
-def resize(found: Trace, node: ir.Node) -> None:
-    """Resizing by factors passes; by sizes it would name the number of channels."""
-    by_sizes = len(node.inputs) > 3 and node.inputs[3] is not None
-    if by_sizes:
-        freeze_around(found, node)
-    else:
-        pass_on(found, node)
-
-
-def nothing(found: Trace, node: ir.Node) -> None:
-    """Shapes follow the channels by themselves."""
+_SIZE_ARITHMETIC = (
+    "Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Add", "Sub", "Mul", "Div", "Cast",
+    "Identity", "Reshape", "ReduceProd",
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""How operators with weights pass channels on: convolutions, matrices, normalisation."""
+"""How operators with weights pass channels on: convolutions, normalisation."""
 
 from __future__ import annotations
 
@@ -6,151 +6,181 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.compress.channels.trace import (
-    Labels,
+    Fork,
+    Part,
     Trace,
+    along_axis,
     freeze_around,
-    known_labels,
+    in_the_way,
+    is_stored,
     named,
-    rank_of,
-    size_of,
 )  # fmt: skip
-from edgekit.models.model import attribute, constant_of
+from edgekit.models.model import attribute
 from edgekit.values import Array
 
 
 def convolution(found: Trace, node: ir.Node) -> None:
-    """Fresh channels out of those that are read; depthwise ones go with their input."""
+    """Fresh channels out of those that are read; depthwise ones go with their input.
+
+    A kernel is (out, in / groups, …), of a ConvTranspose (in, out / groups, …).
+    """
     source, kernel = node.inputs[0], node.inputs[1]
-    weight = constant_of(kernel)
-    if source is None or kernel is None or weight is None:
+    if source is None or not is_stored(kernel) or kernel is None:
         freeze_around(found, node)
         return
-    transposed = node.op_type == "ConvTranspose"
+    transposed = node.op_type in ("ConvTranspose",)
     groups = int(attribute(node, "group", 1))
-    into = weight.shape[0] if transposed else weight.shape[1] * groups
-    out_of = weight.shape[1] * groups if transposed else weight.shape[0]
-    read = known_labels(found, source, into, node)
-    made = found.fresh(out_of)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if groups == 1:
-        found.slot(kernel, 0 if transposed else 1, read, "consumed")
-        slot = found.slot(kernel, 1 if transposed else 0, made, "produced")
-    elif groups == into and not transposed:
+    first, second = found.sizes[kernel][:2]  # type: ignore[index]
+    into, out_of = (first, second * groups) if transposed else (second * groups, first)
+    read = along_axis(found, source, 1, f"{named(node)} reads it along another axis")
+    if read is None or len(read) != into:
+        found.freeze_value(source, f"{named(node)} reads it along another axis")
+        read = found.fresh(into)
+        found.freeze(read, f'the channels of "{source.name}" are not known')
+    by_group = read.reshape(groups, -1)
+    if groups == into:
         # Depthwise: each input channel makes out/in output channels, and goes with them.
-        made = np.repeat(read, out_of // into)
-        slot = found.slot(kernel, 0, made, "produced")
-        found.group_counts[node] = read
-    elif not transposed:
-        # All groups lose the same of their inputs and outputs, so that they stay alike.
-        by_group = read.reshape(groups, -1)
-        for other in by_group[1:]:
-            found.union(by_group[0], other)
-        found.slot(kernel, 1, by_group[0], "consumed")
-        made_by_group = made.reshape(groups, -1)
-        for other in made_by_group[1:]:
-            found.union(made_by_group[0], other)
-        slot = found.slot(kernel, 0, made, "produced")
+        made = np.repeat(read, out_of // into).reshape(groups, -1)
     else:
-        found.freeze(read, f"{named(node)} is a grouped transposed convolution")
-        found.freeze(made, f"{named(node)} is a grouped transposed convolution")
-        slot = None
-    if bias is not None:
-        if constant_of(bias) is None:
-            found.freeze(made, f"the bias of {named(node)} is computed")
-        else:
-            found.slot(bias, 0, made, "along")
+        made = found.fresh(groups, out_of // groups)
+        if groups > 1:
+            found.forks.append(_by_place_or_by_group(by_group, made))
+    if groups > 1:
+        found.rewrite(node, "group", [groups], 0, by_group)
+    depthwise = groups == into
+    along_in, along_out = (0, 1) if transposed else (1, 0)
+    if transposed:
+        slot = found.tie(kernel, along_in, read, "produced" if depthwise else "consumed")
+        if second > 1 or not depthwise:
+            slot = found.tie(kernel, along_out, made.T, "produced")
+    else:
+        slot = found.tie(kernel, along_out, made.reshape(-1), "produced")
+        if not depthwise:
+            found.tie(kernel, along_in, by_group.T, "consumed")
+    _bias(found, node, 2, made.reshape(-1))
     output = node.outputs[0]
-    found.labels[output] = Labels(1, made)
+    found.label(output, [Part((1,), made.reshape(-1))])
     uses = list(output.uses())
-    if slot is not None and len(uses) == 1 and uses[0].node.op_type == "BatchNormalization":
+    if len(uses) == 1 and uses[0].node.op_type == "BatchNormalization":
         slot.norm = uses[0].node
 
 
-def normalisation(found: Trace, node: ir.Node) -> None:
-    """BatchNormalization and InstanceNormalization: one number a channel in each parameter."""
-    source = node.inputs[0]
-    labels = found.labels.get(source) if source is not None else None
-    parameters = [value for value in node.inputs[1:] if value is not None]
-    if labels is None or labels.axis != 1 or any(constant_of(v) is None for v in parameters):
-        freeze_around(found, node)
-        return
-    for value in parameters:
-        found.slot(value, 0, labels.ids, "along")
-    found.labels[node.outputs[0]] = labels
+def _by_place_or_by_group(read: Array, made: Array) -> Fork:
+    """A grouped convolution loses the same places of each group, or whole groups.
+
+    Both arrays are (groups, channels of each).
+    """
+    same_places = ((read, read[:1]), (made, made[:1]))
+    whole_groups = ((read, read[:, :1]), (made, read[:, :1]))
+    cells = np.concatenate([read.reshape(-1), made.reshape(-1)])
+    return Fork(cells, (same_places, whole_groups))
 
 
-def elementwise(found: Trace, node: ir.Node) -> None:
-    """Add, Mul, PRelu and the like, with broadcasting from the right."""
-    output = node.outputs[0]
-    rank = rank_of(output)
-    axis = next(
-        (
-            rank - rank_of(value) + found.labels[value].axis
-            for value in node.inputs
-            if value is not None and value in found.labels
-        ),
-        None,
-    )
-    if axis is None:
-        return
-    size = size_of(output, axis)
-    meeting: list[Array] = []
-    reasons: list[str] = []
-    for value in node.inputs:
-        if value is None:
-            continue
-        if value.shape is None:
-            reasons.append(f'{named(node)} meets "{value.name}", of unknown shape')
-            continue
-        own = axis - (rank - rank_of(value))
-        labels = found.labels.get(value)
-        if labels is not None:
-            if labels.axis != own or (size_of(value, own) not in (size, 1)):
-                reasons.append(f"{named(node)} meets it along another axis")
-            elif size_of(value, own) == size:
-                meeting.append(labels.ids)
-            else:
-                found.freeze(labels.ids, f"{named(node)} repeats it over all channels")
-        elif own >= 0 and size_of(value, own) != 1:
-            if value.is_initializer() and constant_of(value) is not None:
-                ids = meeting[0] if meeting else found.fresh(size)
-                found.slot(value, own, ids, "along")
-                meeting.append(ids)
-            else:
-                reasons.append(f'{named(node)} meets "{value.name}", of unknown channels')
-    if not size or not meeting:
-        reasons.append(f"{named(node)} stands in the way")
-    if reasons:
-        for value in node.inputs:
-            found.freeze_value(value, reasons[0])
-        if not meeting or not size:
-            return
-    for other in meeting[1:]:
-        found.union(meeting[0], other)
-    found.labels[output] = Labels(axis, meeting[0])
-
-
-def gemm(found: Trace, node: ir.Node) -> None:
-    """A Gemm, or a MatMul with a constant: fresh columns out of those that are read."""
-    source, matrix = node.inputs[0], node.inputs[1]
-    weight = constant_of(matrix)
-    is_gemm = node.op_type == "Gemm"
-    plain = rank_of(source) == 2 and not attribute(node, "transA", 0)
-    if source is None or matrix is None or weight is None or weight.ndim != 2 or not plain:
-        freeze_around(found, node)
-        return
-    transposed = bool(is_gemm and attribute(node, "transB", 0))
-    inner, outer = (1, 0) if transposed else (0, 1)
-    read = known_labels(found, source, weight.shape[inner], node)
-    made = found.fresh(weight.shape[outer])
-    found.slot(matrix, inner, read, "consumed")
-    found.slot(matrix, outer, made, "produced")
-    found.labels[node.outputs[0]] = Labels(1, made)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+def _bias(found: Trace, node: ir.Node, place: int, made: Array) -> None:
+    """One number a channel at one of the node's inputs, if it is there."""
+    bias = node.inputs[place] if len(node.inputs) > place else None
     if bias is None:
         return
-    addend = constant_of(bias)
-    if addend is None:
-        found.freeze(made, f"the bias of {named(node)} is computed")
-    elif addend.ndim and addend.shape[-1] == len(made):
-        found.slot(bias, addend.ndim - 1, made, "along")
+    sizes = found.sizes_of(bias)
+    if not is_stored(bias) or sizes is None:
+        found.freeze(made, f"an input of {named(node)} is computed")
+    elif sizes and sizes[-1] == len(made):
+        found.tie(bias, len(sizes) - 1, made, "along")
+
+
+def normalisation(found: Trace, node: ir.Node) -> None:
+    """BatchNormalization and InstanceNormalization: one number a channel in each parameter.
+
+    InstanceNormalization's statistics run over the places; channels that lie there (a group of
+    them, as exporters write GroupNormalization) leave the statistics when they go.
+    """
+    source = node.inputs[0]
+    kept = []
+    for part in found.parts(source):
+        over_places = [axis for axis in part.axes if axis > 1]
+        if node.op_type == "InstanceNormalization" and len(over_places) == len(part.axes):
+            kept.append(part)
+            continue
+        single = found.off(part, [axis for axis in part.axes if axis != 1])
+        if single is None or single.axes != (1,):
+            found.freeze(part.ids, in_the_way(node))
+            continue
+        for place in range(1, len(node.inputs)):
+            _bias(found, node, place, single.ids)
+        kept.append(single)
+    found.label(node.outputs[0], kept)
+
+
+def layer_normalisation(found: Trace, node: ir.Node) -> None:
+    """LayerNormalization, RMSNormalization: the channels that go leave the statistics.
+
+    Scale and bias lie along the axes that are normalised; one that is smaller is repeated.
+    """
+    source = node.inputs[0]
+    sizes = found.sizes_of(source)
+    if sizes is None:
+        freeze_around(found, node)
+        return
+    axis = int(attribute(node, "axis", -1)) % len(sizes)
+    for value in node.inputs[1:3]:
+        _along(found, node, value, found.parts(source), sizes)
+    kept = []
+    for part in found.parts(source):
+        inside = [a for a in part.axes if a >= axis]
+        # Of a box some of whose axes are normalised, whole statistics go, or entries of all.
+        kept.append(part)
+        if inside and len(inside) < len(part.axes) and part.ids.ndim > 2:
+            found.freeze(part.ids, in_the_way(node))
+    found.label(node.outputs[0], kept)
+
+
+def _along(
+    found: Trace, node: ir.Node, value: ir.Value | None, parts: tuple[Part, ...],
+    sizes: tuple[int, ...],
+) -> None:  # fmt: skip
+    """Numbers for the channels of a larger tensor, broadcast from the right."""
+    own = found.sizes_of(value)
+    if value is None or own is None or not own:
+        return
+    for part in parts:
+        for axis in part.axes:
+            mine = axis - (len(sizes) - len(own))
+            if mine < 0 or own[mine] == 1:
+                continue
+            if is_stored(value) and own[mine] == sizes[axis]:
+                found.tie(value, mine, part.cells(axis), "along")
+            else:
+                found.freeze(part.ids, f'{named(node)} meets "{value.name}", of unknown channels')
+
+
+def group_normalisation(found: Trace, node: ir.Node) -> None:
+    """GroupNormalization: each group of channels loses the same places."""
+    source = node.inputs[0]
+    groups = int(attribute(node, "num_groups", 1))
+    ids = along_axis(found, source, 1, in_the_way(node))
+    if ids is None or len(ids) % groups:
+        freeze_around(found, node)
+        return
+    by_group = ids.reshape(groups, -1)
+    found.union(by_group, by_group[:1])
+    for place in (1, 2):
+        sizes = found.sizes_of(node.inputs[place])
+        if sizes == (len(ids),):  # opset 21; before, one number for each group
+            _bias(found, node, place, ids)
+        elif sizes != (groups,):
+            found.freeze(ids, in_the_way(node))
+    found.label(node.outputs[0], [Part((1,), ids)])
+
+
+def recurrent(found: Trace, node: ir.Node) -> None:
+    """LSTM, GRU, RNN: what goes in can be cut, (t, n, in) or (n, t, in); the hidden state stays."""
+    source, weight = node.inputs[0], node.inputs[1]
+    ids = along_axis(found, source, 2, in_the_way(node))
+    if ids is None:
+        return
+    if weight is None or not is_stored(weight):
+        found.freeze(ids, in_the_way(node))
+    else:
+        found.tie(weight, 2, ids, "consumed")
+    for other in node.inputs[2:]:
+        found.freeze_value(other, in_the_way(node))
