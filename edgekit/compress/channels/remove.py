@@ -91,6 +91,9 @@ def _follow(graph: ir.Graph, node: ir.Node, count: Count, removed: Array) -> Non
             numbers[position] = (~removed[cells].all(axis=1)).sum()
     if np.array_equal(numbers, count.written):
         return
+    if count.place == "shape":
+        _infer_size(graph, node, next(iter(count.counts)))
+        return
     if isinstance(count.place, str):
         single = count.place == "group"
         make = ir.AttrInt64(count.place, int(numbers[0])) if single else ir.AttrInt64s(
@@ -113,6 +116,23 @@ def _follow(graph: ir.Graph, node: ir.Node, count: Count, removed: Array) -> Non
     node.replace_input_with(count.place, add_parameter(graph, name, numbers))
     if present is not None and present.is_initializer() and not present.uses():
         del graph.initializers[present.name or ""]
+
+
+def _infer_size(graph: ir.Graph, node: ir.Node, axis: int) -> None:
+    """Puts -1 for one axis into the shape that a Concat puts together for a Reshape."""
+    shape = node.inputs[1]
+    producer = shape.producer() if shape is not None else None
+    assert producer is not None
+    name = f"{node.outputs[0].name}.size"
+    inferred = add_parameter(graph, name, np.array([-1], np.int64))
+    lengths = [static_shape(value)[0] if value is not None else 0 for value in producer.inputs]
+    place = int(np.searchsorted(np.cumsum(lengths), axis, "right"))
+    assert lengths[place] == 1
+    pieces = [inferred if k == place else value for k, value in enumerate(producer.inputs)]
+    made = ir.node("Concat", pieces, {"axis": 0}, name=f"{name}.shape")
+    made.outputs[0].name = f"{name}.shape"
+    graph.insert_before(node, made)
+    node.replace_input_with(1, made.outputs[0])
 
 
 def _infer_again(program: ir.Model) -> None:

@@ -150,10 +150,14 @@ def summed(
                     found.uses(slot, "consumed")
                 elif alone:
                     found.uses(slot, "produced")
+    weighted = any(is_constant(found, value) for value, _ in operands)
     outputs = []
     for part in meet(found, node, operands, sizes):
         gone = [axis for axis in part.axes if axis not in kept]
         left = found.off(part, gone)
+        if left is None and not weighted:
+            # Nothing that reads them could be zero: what the sum is without them is not known.
+            found.freeze(part.ids, f"{named(node)} sums over it")
         if left is not None:
             axes = tuple(kept[axis] for axis in left.axes)
             outputs.append(replace(left, axes=axes, slots=()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +15,10 @@ from edgekit.compress.channels.trace import (
     constants_of,
     freeze_around,
     in_the_way,
+    makes_real,
     named,
 )  # fmt: skip
-from edgekit.models.model import attribute, constant_of
+from edgekit.models.model import attribute
 from edgekit.values import Array
 
 _MOST_CELLS = 1 << 23  # ids that one tensor may carry
@@ -45,7 +46,7 @@ def reshape(found: Trace, node: ir.Node) -> None:
             moved.append(new)
     if node.op_type == "Reshape":
         for part in moved:
-            _follow(found, node, part, parts)
+            _follow(found, node, part)
     found.label(output, moved)
 
 
@@ -125,51 +126,122 @@ def _varying(axes: Sequence[int], ids: Array) -> tuple[tuple[int, ...], Array]:
     return tuple(kept), np.squeeze(ids, squeezed)
 
 
-def _follow(found: Trace, node: ir.Node, part: Part, before: Sequence[Part]) -> None:
+def _follow(found: Trace, node: ir.Node, part: Part) -> None:
     """The numbers of a Reshape's shape follow, or its channels stay."""
     for axis in part.axes:
-        entry = shape_entry(found, node, 1, axis)
-        if entry is None:
-            fixed = found.off(part, [other for other in part.axes if other != axis])
-            found.freeze((fixed or part).ids, f"the shape of {named(node)} is computed")
+        cells = part.cells(axis)
+        entry = size_entry(found, node, 1, axis)
+        if isinstance(entry, Written) and entry.number == -1:
             continue
-        holder, place, written, position = entry
-        if written[position] == -1:
+        if isinstance(entry, Written) and entry.number == 0 and not attribute(node, "allowzero", 0):
+            entry = Copied(node.inputs[0], axis)
+        if isinstance(entry, Copied) and _counted_alike(found, entry, cells):
             continue
-        same = any(
-            axis in old.axes and np.array_equal(old.cells(axis), part.cells(axis)) for old in before
-        )
-        if written[position] == 0 and not attribute(node, "allowzero", 0) and same:
-            continue
-        found.rewrite(holder, place, written, position, part.cells(axis))
+        if isinstance(entry, Written):
+            found.rewrite(entry.node, entry.place, entry.array, entry.position, cells)
+        elif _can_infer(found, node):
+            found.infer(node, axis, cells)
+        else:
+            found.freeze(cells, f"the shape of {named(node)} is computed")
 
 
-def shape_entry(
-    found: Trace, node: ir.Node, place: int, axis: int
-) -> tuple[ir.Node, int, Array, int] | None:
-    """Who holds the number of an axis in a shape: node, input, its array and the position in it.
+def _counted_alike(found: Trace, entry: Copied, cells: Array) -> bool:
+    """Whether an axis that a size is copied from has the same channels as the one it is for."""
+    return any(
+        entry.axis in part.axes and np.array_equal(part.cells(entry.axis), cells)
+        for part in found.parts(entry.value)
+    )
 
-    A Concat of constants and of computed entries (the batch) is looked into. None where the number
-    is computed.
+
+def _can_infer(found: Trace, node: ir.Node) -> bool:
+    """Whether one more number of a Reshape's shape may be left to be inferred."""
+    sizes = found.sizes_of(node.outputs[0]) or ()
+    entries = [size_entry(found, node, 1, axis) for axis in range(len(sizes))]
+    producer = node.inputs[1].producer() if node.inputs[1] is not None else None
+    return (
+        producer is not None
+        and producer.op_type == "Concat"
+        and (node, "shape") not in found.rewrites
+        and not any(isinstance(entry, Written) and entry.number < 1 for entry in entries)
+    )
+
+
+@dataclass(frozen=True)
+class Written:
+    """A size that stands in a constant: who reads the constant, at which input, and where."""
+
+    node: ir.Node
+    place: int
+    array: Array
+    position: int
+
+    @property
+    def number(self) -> int:
+        """The size as it is written."""
+        return int(self.array.reshape(-1)[self.position])
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A size that is taken from the shape of a value."""
+
+    value: ir.Value | None
+    axis: int
+
+
+def size_entry(found: Trace, node: ir.Node, place: int, axis: int) -> Written | Copied | None:
+    """Where the number for an axis in a shape that a node reads comes from; None: it is computed.
+
+    A Concat of constants and of sizes of other values is looked into, unless anything but a Reshape
+    or an Expand reads it.
     """
     written = constants_of(node, place)
     if written is not None:
-        return (node, place, written, axis) if axis < written.size else None
+        return Written(node, place, written, axis) if axis < written.size else None
     value = node.inputs[place] if len(node.inputs) > place else None
     producer = value.producer() if value is not None else None
-    if producer is None or producer.op_type != "Concat":
+    if value is None or producer is None:
         return None
-    begin = 0
-    for index, piece in enumerate(producer.inputs):
-        array = constant_of(piece)
-        sizes = found.sizes_of(piece)
-        length = array.size if array is not None else (sizes[0] if sizes else 0)
-        if not length:
+    if producer.op_type == "Concat":
+        if any(use.node.op_type not in ("Reshape", "Expand") for use in value.uses()):
             return None
-        if begin <= axis < begin + length:
-            return None if array is None else (producer, index, array, axis - begin)
-        begin += length
+        begin = 0
+        for index, piece in enumerate(producer.inputs):
+            length = (found.sizes_of(piece) or (0,))[0]
+            if not length:
+                return None
+            if begin <= axis < begin + length:
+                return size_entry(found, producer, index, axis - begin)
+            begin += length
+        return None
+    if producer.op_type == "Shape":
+        start = int(attribute(producer, "start", 0))
+        rank = len(found.sizes_of(producer.inputs[0]) or ())
+        return Copied(producer.inputs[0], axis + (start + rank if start < 0 else start))
+    if producer.op_type in ("Squeeze", "Unsqueeze", "Identity", "Cast", "Reshape"):
+        return _copied(size_entry(found, producer, 0, axis))
+    if producer.op_type in ("Gather", "Slice"):
+        length = (found.sizes_of(producer.inputs[0]) or (0,))[0]
+        position = _picked(producer, length, axis)
+        return None if position is None else _copied(size_entry(found, producer, 0, position))
     return None
+
+
+def _copied(entry: Written | Copied | None) -> Copied | None:
+    return entry if isinstance(entry, Copied) else None
+
+
+def _picked(node: ir.Node, length: int, position: int) -> int | None:
+    """Which entry of a vector of sizes stands at a position after a Gather or a Slice."""
+    first = constants_of(node, 1)
+    if first is None:
+        return None
+    if node.op_type == "Gather":
+        return int(np.atleast_1d(first).reshape(-1)[position]) % length if length else None
+    last, steps = constants_of(node, 2), constants_of(node, 4)
+    if last is None or (steps is not None and int(steps[0]) != 1):
+        return None
+    return slice(int(first[0]), int(last[0])).indices(length)[0] + position
 
 
 def moved_axes(found: Trace, node: ir.Node) -> None:
@@ -248,18 +320,13 @@ def shape(found: Trace, node: ir.Node) -> None:
     while waiting:
         value = waiting.pop()
         for reader, _ in value.uses():
-            if reader.op_type == "Cast" and _makes_real(reader):
+            if reader.op_type == "Cast" and makes_real(reader):
                 found.freeze_value(node.inputs[0], f"{named(reader)} computes with its sizes")
                 return
             new = [out for out in reader.outputs if out not in seen]
             if reader.op_type in _SIZE_ARITHMETIC:
                 waiting += new
                 seen.update(new)
-
-
-def _makes_real(node: ir.Node) -> bool:
-    kind = attribute(node, "to", 0)
-    return ir.DataType(int(kind)).is_floating_point()
 
 
 _SIZE_ARITHMETIC = (

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.models.model import constant_of
+from edgekit.models.model import attribute, constant_of
 from edgekit.values import Array
 
 Role = Literal["produced", "consumed", "along"]
@@ -79,8 +79,9 @@ class Rewrite:
 
     `written` are the numbers as they are, `counts` has by position the cells (entries, k) that one
     of them counts. With `chosen`, the numbers are indices among these channels instead, and go with
-    them. `separates`: channels that are counted in different places are never interchangeable, so
-    that no count falls to 0.
+    them. The place "shape" is the second input of a Reshape, put together by a Concat: its number
+    becomes -1. `separates`: channels that are counted in different places are never
+    interchangeable, so that no count falls to 0.
     """
 
     node: ir.Node
@@ -208,10 +209,22 @@ class Trace:
     ) -> None:  # fmt: skip
         """A number of a node that counts channels; see `Rewrite`."""
         key = node, place
-        if key not in self.rewrites:
-            self.rewrites[key] = Rewrite(node, place, np.array(written, np.int64))
-        self.rewrites[key].counts[position] = cells.reshape(len(cells), -1)
-        self.rewrites[key].separates = separates
+        wanted = cells.reshape(len(cells), -1)
+        made = self.rewrites.setdefault(key, Rewrite(node, place, np.array(written, np.int64)))
+        present = made.counts.setdefault(position, wanted)
+        if present.shape == wanted.shape:
+            self.union(present, wanted)
+        else:
+            self.freeze(present, f"one number of {named(node)} counts other channels too")
+            self.freeze(wanted, f"one number of {named(node)} counts other channels too")
+        made.separates = separates
+
+    def infer(self, node: ir.Node, axis: int, cells: Array) -> None:
+        """The number for an axis in a Reshape's shape is left to be inferred after a cut."""
+        written = np.array(self.sizes_of(node.outputs[0]), np.int64)
+        self.rewrites[node, "shape"] = Rewrite(
+            node, "shape", written, {axis: cells.reshape(len(cells), -1)}
+        )
 
     def sizes_of(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The sizes of a value, None where they are not known."""
@@ -283,5 +296,23 @@ def along_axis(found: Trace, value: ir.Value | None, axis: int, why: str) -> Arr
 
 
 def constants_of(node: ir.Node, place: int) -> Array | None:
-    """The constant at one of the node's inputs; None where there is none or it is computed."""
-    return constant_of(node.inputs[place]) if len(node.inputs) > place else None
+    """The constant at one of the node's inputs; None where there is none or it is computed.
+
+    A vector of whole numbers that is only cast or reshaped to a vector on its way is a constant.
+    """
+    value = node.inputs[place] if len(node.inputs) > place else None
+    array = constant_of(value)
+    producer = value.producer() if value is not None else None
+    if array is not None or producer is None or producer.op_type not in ("Cast", "Reshape"):
+        return array
+    source = constants_of(producer, 0)
+    if producer.op_type == "Cast" and makes_real(producer):
+        return None
+    whole = source is not None and source.dtype.kind == "i" and source.ndim == 1
+    same = value is not None and value.shape is not None and len(value.shape) == 1
+    return source if whole and same else None
+
+
+def makes_real(cast: ir.Node) -> bool:
+    """Whether a Cast is to floating-point numbers."""
+    return ir.DataType(int(attribute(cast, "to", 1))).is_floating_point()
