@@ -125,6 +125,8 @@ class Growing:
         """The first channels through a convolution, and behind the others."""
         source, name = self.pick(number), self.new("parted")
         c, size = self.net.channels[source], self.sizes[source]
+        if c < 2:
+            return
         sizes = self.net.constant(f"{name}.sizes", np.array([c // 2, c - c // 2], np.int64))
         left, right = f"{name}.left", f"{name}.right"
         self.net.nodes.append(

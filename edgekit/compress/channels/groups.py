@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.compress.channels.propagate import trace
-from edgekit.compress.channels.trace import Fork, Option, Slot, Trace
+from edgekit.compress.channels.rules.propagate import trace
+from edgekit.compress.channels.rules.trace import Fork, Option, Slot, Trace
 from edgekit.models.model import Model
 from edgekit.values import Array
 

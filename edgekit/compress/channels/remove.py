@@ -121,7 +121,8 @@ def _follow(graph: ir.Graph, node: ir.Node, count: Count, removed: Array) -> Non
 def _infer_size(graph: ir.Graph, node: ir.Node, axis: int) -> None:
     """Puts -1 for one axis into the shape that a Concat puts together for a Reshape."""
     shape = node.inputs[1]
-    producer = shape.producer() if shape is not None else None
+    assert shape is not None
+    producer = shape.producer()
     assert producer is not None
     name = f"{node.outputs[0].name}.size"
     inferred = add_parameter(graph, name, np.array([-1], np.int64))
@@ -131,6 +132,7 @@ def _infer_size(graph: ir.Graph, node: ir.Node, axis: int) -> None:
     pieces = [inferred if k == place else value for k, value in enumerate(producer.inputs)]
     made = ir.node("Concat", pieces, {"axis": 0}, name=f"{name}.shape")
     made.outputs[0].name = f"{name}.shape"
+    made.outputs[0].type, made.outputs[0].shape = shape.type, shape.shape
     graph.insert_before(node, made)
     node.replace_input_with(1, made.outputs[0])
 

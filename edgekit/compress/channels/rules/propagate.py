@@ -1,7 +1,7 @@
 """How each operator passes channels on: a rule for each, and the walk that applies them.
 
 What no rule explains is frozen, with the operator as the reason, never guessed. A new operator is
-one function in a `rules_*.py`, named here.
+one function in one of the modules beside this one, named here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from edgekit.compress.channels import rules_meeting as meeting
-from edgekit.compress.channels import rules_places as places
-from edgekit.compress.channels import rules_shapes as shapes
-from edgekit.compress.channels import rules_weights as weights
-from edgekit.compress.channels.trace import Part, Trace, freeze_around, named, pass_on
+from edgekit.compress.channels.rules import meeting, places, shapes, weights
+from edgekit.compress.channels.rules.trace import Part, Trace, freeze_around, named, pass_on
 from edgekit.errors import InputError
 from edgekit.models.cost.sizes import forms
 from edgekit.models.model import Model

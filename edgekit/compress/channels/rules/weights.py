@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.compress.channels.trace import (
+from edgekit.compress.channels.rules.trace import (
     Fork,
     Part,
     Trace,
@@ -38,7 +38,8 @@ def convolution(found: Trace, node: ir.Node) -> None:
         read = found.fresh(into)
         found.freeze(read, f'the channels of "{source.name}" are not known')
     by_group = read.reshape(groups, -1)
-    if groups == into:
+    depthwise = groups == into > 1
+    if depthwise:
         # Depthwise: each input channel makes out/in output channels, and goes with them.
         made = np.repeat(read, out_of // into).reshape(groups, -1)
     else:
@@ -47,7 +48,6 @@ def convolution(found: Trace, node: ir.Node) -> None:
             found.forks.append(_by_place_or_by_group(by_group, made))
     if groups > 1:
         found.rewrite(node, "group", [groups], 0, by_group)
-    depthwise = groups == into
     along_in, along_out = (0, 1) if transposed else (1, 0)
     if transposed:
         slot = found.tie(kernel, along_in, read, "produced" if depthwise else "consumed")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.compress.channels.trace import (
+from edgekit.compress.channels.rules.trace import (
     Part,
     Trace,
     constants_of,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.compress.channels.trace import (
+from edgekit.compress.channels.rules.trace import (
     Part,
     Rewrite,
     Trace,

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.compress.channels.trace import (
+from edgekit.compress.channels.rules.trace import (
     Part,
     Trace,
     freeze_around,
