@@ -15,6 +15,7 @@ import onnx_ir.passes.common as passes
 
 from edgekit.compress.channels.groups import ChannelGroup, find_groups
 from edgekit.engines.base import EngineRequest
+from edgekit.engines.device_rates import rates_of
 from edgekit.engines.preflight import PreflightReport, preflight
 from edgekit.errors import EdgekitError, InputError
 from edgekit.models.cost import NodeSurvey, Stored, stored_numbers, survey
@@ -27,7 +28,6 @@ from edgekit.models.operators import builders
 from edgekit.models.simplify import clean
 from edgekit.models.source import load
 from edgekit.pipeline.origin import Origin, open_origin, parse_inputs
-from edgekit.report.device_rates import rates_of
 from edgekit.targets import Precision, Target, resolve_target
 from edgekit.values import Figure, Unknown, figure_to_json
 
