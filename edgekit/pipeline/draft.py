@@ -55,6 +55,8 @@ def _model_table(origin: Origin) -> str:
     lines.append(f"{'factory' if origin.is_factory else 'path'} = {_text(origin.place)}")
     if origin.weights:
         lines.append(f"weights = {_text(origin.weights)}")
+    if origin.plan:
+        lines.append(f"plan = {_text(origin.plan)}")
     if origin.inputs:
         lines.append("[model.inputs]")
         lines += [f"{_key(name)} = {list(shape)}" for name, shape in origin.inputs.items()]

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgekit import files
+from edgekit.compress.channels.plan import load_plan
 from edgekit.data.functions import function_digest, load_function, user_code
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.models.model import Model, save
@@ -28,13 +31,15 @@ class Origin:
 
     `place` is a file, or `package.module:function` or `file.py:function`, a function without
     arguments that returns a `torch.nn.Module`. `weights` (`.safetensors` or a state dict) goes
-    with the latter. `inputs` has a shape for each input, where the place does not tell. Relative
-    paths are relative to `folder`.
+    with the latter, and so does `plan`, a `plan.json` by which the module is cut before it is
+    filled. `inputs` has a shape for each input, where the place does not tell. Relative paths are
+    relative to `folder`.
     """
 
     place: str
     folder: Path = Path()
     weights: str = ""
+    plan: str = ""
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     trust_pickle: bool = False
 
@@ -136,7 +141,9 @@ def _with(opened: Opened, preprocessing: Preprocessing | None) -> Opened:
 
 
 def _refuse_more(origin: Origin) -> None:
-    for given, what in ((origin.weights, "weights"), (origin.inputs, "shapes of inputs")):
+    for given, what in (
+        (origin.weights, "weights"), (origin.plan, "widths"), (origin.inputs, "shapes of inputs")
+    ):  # fmt: skip
         if given:
             raise InputError(
                 f"an .onnx file has its own {what}", where=origin.place,
@@ -151,8 +158,10 @@ def _key(origin: Origin) -> str:
         else _digest(origin.path, "model")
     )
     weights = _digest(origin.folder / origin.weights, "weights") if origin.weights else ""
+    plan = _digest(origin.folder / origin.plan, "plan") if origin.plan else ""
     return key_of(
-        "export", source=source, weights=weights, versions=versions(["torch", "onnxscript"]),
+        "export", source=source, weights=weights, plan=plan,
+        versions=versions(["torch", "onnxscript"]),
         place=origin.place.rpartition(":")[2] if origin.is_factory else "",
         inputs=[[name, list(shape)] for name, shape in origin.inputs.items()],
     )  # fmt: skip
@@ -190,6 +199,8 @@ def _exported(origin: Origin, name: str) -> Opened:
                 "the factory did not return a module", where=origin.place,
                 got=type(module).__name__, wanted="a torch.nn.Module",
             )  # fmt: skip
+        if origin.plan:
+            module = _cut(module, origin)
         if origin.weights:
             notes = torch_files.load_weights(module, origin.folder / origin.weights)
         exported = torch_source.export_module(module, origin.inputs, name=name)
@@ -203,6 +214,17 @@ def _exported(origin: Origin, name: str) -> Opened:
     )  # fmt: skip
 
 
+def _cut(module: Any, origin: Origin) -> Any:
+    """The module cut by the origin's plan. Raises InputError where its code does not follow."""
+    from edgekit.compress.channels.own.check import run_cut
+    from edgekit.compress.channels.own.module import cut_module
+
+    cut = cut_module(module, load_plan(origin.folder / origin.plan))
+    rng = np.random.default_rng(0)
+    run_cut(cut, module, [rng.normal(size=s).astype(np.float32) for s in origin.inputs.values()])
+    return cut
+
+
 def _from_file(origin: Origin, name: str) -> torch_source.Exported:
     from edgekit.models import torch_files, torch_source
 
@@ -214,11 +236,12 @@ def _from_file(origin: Origin, name: str) -> torch_source.Exported:
             hint=f'Name the function that makes it: --weights {origin.place} file.py:function, in '
             f'a recipe factory = "file.py:function" and weights = "{origin.place}".',
         )  # fmt: skip
-    if origin.weights:
-        raise InputError(
-            "weights go with a factory", where=str(path), got=origin.weights,
-            wanted="file.py:function instead of a file",
-        )  # fmt: skip
+    for given, what in ((origin.weights, "weights go"), (origin.plan, "a plan goes")):
+        if given:
+            raise InputError(
+                f"{what} with a factory", where=str(path), got=given,
+                wanted="file.py:function instead of a file",
+            )  # fmt: skip
     if kind == "pt2":
         return torch_source.export_pt2(path, name=name)
     if kind == "torchscript":

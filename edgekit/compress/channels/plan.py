@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +27,18 @@ class Plan:
         for (name, axis), indices in sorted(self.kept.items()):
             parameters.setdefault(name, {})[str(axis)] = indices.tolist()
         return json.dumps({"format": FORMAT, "kept": parameters}, indent=1) + "\n"
+
+
+def load_plan(path: Path) -> Plan:
+    """The Plan in a `plan.json`. Raises InputError where it is missing, or something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "this plan cannot be read", where=str(path), got=str(error),
+            wanted="a plan.json, as `edgekit channels` writes it",
+        ) from error  # fmt: skip
+    return plan_from_json(text)
 
 
 def plan_from_json(text: str) -> Plan:
