@@ -24,6 +24,7 @@ class Finding:
 _PACKAGES = (
     ("onnxruntime", "onnxruntime", "running, calibrating and measuring on the CPU", "edgekit"),
     ("torch", "torch", "recover: training what was cut", "edgekit[compress]"),
+    ("accelerate", "accelerate", "recover: mixed precision, several GPUs", "edgekit[accelerate]"),
     ("onnxscript", "onnxscript", "exporting PyTorch modules", "edgekit[compress]"),
     ("onnxsim", "onnxsim", "simplifying graphs", "edgekit[compress]"),
     ("tensorrt_rtx", "tensorrt_rtx_cu12", "engines for RTX GPUs, preflight for others",

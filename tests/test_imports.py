@@ -41,6 +41,7 @@ OWNERS = {
         "models/operators/", "train/", "compress/",
         "quantize/refine.py",
     ),
+    "accelerate": ("train/acceleration.py",),
     "tensorrt": ("engines/tensorrt.py", "engines/trt_common.py"),
     "tensorrt_rtx": ("engines/tensorrt_rtx.py", "engines/trt_common.py"),
     "pycuda": ("engines/cuda.py",),

@@ -5,21 +5,26 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from edgekit.compress.channels.cut import cut_channels
+from edgekit.compress.channels.groups import find_groups
+from edgekit.compress.channels.remove import remove_channels
+from edgekit.compress.hints import with_hint
 from edgekit.compress.recover import RecoverOptions, RecoverReport, recover
 from edgekit.data.batches import Batches
 from edgekit.data.metrics import agreement, fidelity
 from edgekit.errors import InputError, MissingPackageError
-from edgekit.models.model import Model, parameters, to_bytes
+from edgekit.models.model import Model, editable, parameters, to_bytes
 from edgekit.models.source import load
+from edgekit.train.augment import OwnFunction
+from edgekit.train.schedules import Schedule
 from edgekit.values import Array
 
 torch = pytest.importorskip("torch", reason="needs the compress extra")
@@ -63,7 +68,21 @@ def residual(residual: Model, seen: Batches) -> Model:
 
 @pytest.fixture
 def cut(residual: Model) -> Model:
-    return cut_channels(residual, macs=0.6, multiple=1)[0]
+    return cut_of(residual)
+
+
+def cut_of(model: Model, *, but: str = "") -> Model:
+    """Three quarters of the units of every group, of all units of the one with that weight."""
+    groups = find_groups(model)
+    kept = [
+        np.arange(
+            group.units
+            if but in {member.parameter for member in group.members if member.role == "produced"}
+            else group.units * 3 // 4
+        )
+        for group in groups.groups
+    ]
+    return remove_channels(model, groups, kept)[0]
 
 
 def test_recovery_brings_unseen_samples_nearer_to_the_original(
@@ -144,45 +163,9 @@ def test_the_answers_are_the_same_looked_up_and_asked_for(
     residual: Model, cut: Model, seen: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_up = recover(cut, residual, seen, SHORT)[1]
-    monkeypatch.setattr("edgekit.compress.recover._KEPT_ANSWERS_BYTES", 0)
+    monkeypatch.setattr("edgekit.compress.lessons._KEPT_ANSWERS_BYTES", 0)
     asked = recover(cut, residual, seen, SHORT)[1]
     assert asked.losses == pytest.approx(looked_up.losses, rel=1e-3)
-
-
-def test_a_mirror_shows_each_image_flipped_beside_the_originals_answer_to_that(
-    residual: Model, reference: Reference
-) -> None:
-    from edgekit.compress.recover import _answers, _show
-    from edgekit.models.torch_module import torch_module
-
-    images = samples(6, 3)
-    chosen, flips = np.array([4, 1, 3]), np.array([True, False, True])
-    (shown,) = _show(batches_of(images), ["image"], chosen, flips)
-    expected = images[chosen].copy()
-    expected[flips] = expected[flips][..., ::-1]
-    assert np.array_equal(shown.numpy(), expected)
-    answers = _answers(
-        torch_module(residual), batches_of(images), ["image"], True, lambda *_: None
-    )  # fmt: skip
-    (found,) = answers(chosen, flips)
-    (wanted,) = reference(residual, {"image": expected})
-    assert np.allclose(found.numpy(), wanted, atol=1e-4)
-
-
-def test_statistics_become_those_of_the_samples(residual: Model, seen: Batches) -> None:
-    """Against the first convolution's outputs in double precision."""
-    from edgekit.compress.recover import _estimate_statistics
-    from edgekit.models.torch_module import torch_module
-
-    module = torch_module(residual)
-    _estimate_statistics(module, seen, ["image"], 128)
-    weight = module.parameters_by_name()["stem.weight"].detach().double()
-    x = torch.from_numpy(np.asarray(seen.arrays["image"])).double()
-    inner = torch.nn.functional.conv2d(x, weight, padding=1)
-    statistics = module.statistics_by_name()
-    assert torch.allclose(statistics["stem.bn.mean"].double(), inner.mean((0, 2, 3)), atol=1e-5)
-    assert torch.allclose(statistics["stem.bn.var"].double(), inner.var((0, 2, 3)), rtol=1e-2)
-    assert not module.training
 
 
 def test_progress_never_goes_back_and_ends_at_the_end(
@@ -262,3 +245,196 @@ def test_without_torch_the_extra_is_named(
     with pytest.raises(MissingPackageError) as caught:
         recover(cut, residual, seen, SHORT)
     assert "edgekit[compress]" in caught.value.hint
+
+
+LIVE: dict[str, dict[str, object]] = {
+    "shift": {"shift": 2},
+    "patience": {"patience": 2, "schedule": Schedule(kind="constant")},
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 1e-4},
+    "step": {"schedule": Schedule(kind="step", step_epochs=2, warm_up_epochs=0)},
+}
+
+
+@pytest.mark.parametrize("changes", LIVE.values(), ids=LIVE)
+def test_every_way_of_training_learns_and_is_taken_up_exactly(
+    residual: Model, cut: Model, seen: Batches, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    options = RecoverOptions(**{"epochs": 4, "batch": 32, **changes})  # type: ignore[arg-type]
+    whole, whole_report = recover(cut, residual, seen, options)
+    assert whole_report.after < whole_report.before
+
+    def interrupt(done: int, total: int, said: str) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        recover(cut, residual, seen, options, checkpoint=checkpoint, on_progress=interrupt)
+    resumed, report = recover(cut, residual, seen, options, checkpoint=checkpoint)
+    assert report.resumed_after == 2
+    assert to_bytes(resumed) == to_bytes(whole)
+
+
+def test_patience_holds_samples_out_and_writes_the_best_epochs_weights(
+    residual: Model, cut: Model, seen: Batches
+) -> None:
+    """A rate that is too high for long: some epoch is the best, and it is what is written."""
+    options = RecoverOptions(
+        epochs=30, batch=32, learning_rate=5e-3, patience=2, schedule=Schedule(kind="constant")
+    )
+    report = recover(cut, residual, seen, options)[1]
+    assert report.samples == 256 - 25
+    assert len(report.held_out) == len(report.losses) + 1
+    assert report.held_out[report.kept_epoch] == min(report.held_out)
+    assert report.before == pytest.approx(report.held_out[0], rel=1e-5)
+    assert report.after == pytest.approx(min(report.held_out), rel=1e-5)
+    assert len(report.losses) in (report.kept_epoch + 2, 30)
+
+
+def report(**changes: object) -> str:
+    facts = {"samples": 90, "epochs": 9, "before": 2.0, "after": 1.0, "losses": (1.0,) * 5}
+    return str(RecoverReport(**{**facts, "kept_epoch": 5, "resumed_after": 0, **changes}))  # type: ignore[arg-type]
+
+
+def test_a_report_says_what_a_user_would_ask() -> None:
+    assert report(epochs=5) == "5 epochs on 90 samples, loss 2.000 to 1.000"
+    assert report(epochs=1, losses=(1.0,), kept_epoch=1).startswith("1 epoch on")
+    assert "ended early of 9, the weights of epoch 3 kept" in report(kept_epoch=3)
+    assert "none was better than no training" in report(kept_epoch=0)
+    assert "resumed after epoch 2" in report(resumed_after=2)
+    assert "begun anew, the checkpoint was no use: because" in report(not_resumed="because")
+    assert "4 processes" in report(processes=4)
+
+
+def test_patience_with_a_handful_of_samples_is_refused(
+    residual: Model, cut: Model, seen: Batches
+) -> None:
+    with pytest.raises(InputError, match="hold some out") as caught:
+        recover(cut, residual, seen.take(9), RecoverOptions(epochs=2, patience=1))
+    assert caught.value.got == "9 samples"
+
+
+def test_a_checkpoint_of_another_function_is_not_resumed(
+    residual: Model, cut: Model, seen: Batches, tmp_path: Path
+) -> None:
+    def own(digest: str) -> RecoverOptions:
+        function = OwnFunction(name="mine:same", digest=digest, call=lambda batch, g: batch)
+        return RecoverOptions(epochs=1, batch=64, own=function)
+
+    checkpoint = tmp_path / "state.pt"
+    recover(cut, residual, seen, own("1"), checkpoint=checkpoint)
+    assert recover(cut, residual, seen, own("1"), checkpoint=checkpoint)[1].resumed_after == 1
+    report = recover(cut, residual, seen, own("2"), checkpoint=checkpoint)[1]
+    assert report.resumed_after == 0
+    assert "augment mine:same 1, now mine:same 2" in report.not_resumed
+    assert "begun anew" in str(report)
+
+
+def test_bf16_recovers_as_far_as_fp32(residual: Model, cut: Model, seen: Batches) -> None:
+    pytest.importorskip("accelerate", reason="needs the accelerate extra")
+    full, half = (
+        recover(cut, residual, seen, RecoverOptions(epochs=4, batch=32, precision=precision))
+        for precision in ("fp32", "bf16")  # type: ignore[arg-type]
+    )
+    assert to_bytes(full[0]) != to_bytes(half[0])
+    assert {array.dtype for _, array in parameters(half[0])} == {np.dtype(np.float32)}
+    assert half[1].after == pytest.approx(full[1].after, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "got"),
+    [
+        ({"picture": samples(20, 1)}, "picture"),
+        ({"image": samples(20, 1)[:, :1]}, "image float32 (1, 1, 8, 8)"),
+        ({"image": samples(20, 1)[0]}, "image float32 (1, 8, 8)"),
+        ({"image": samples(20, 1).astype(np.float64)}, "image float64 (1, 3, 8, 8)"),
+    ],
+)
+def test_samples_that_do_not_fit_are_one_error(
+    residual: Model, cut: Model, arrays: dict[str, Array], got: str
+) -> None:
+    with pytest.raises(InputError, match="samples do not fit") as caught:
+        recover(cut, residual, Batches(arrays=arrays, pixels={}, batch_size=4), SHORT)
+    assert caught.value.got == got
+
+
+def test_a_student_with_nan_is_told_from_a_diverging_one(
+    residual: Model, cut: Model, seen: Batches
+) -> None:
+    from edgekit.models.torch_module import torch_module, write_back
+
+    module = torch_module(cut)
+    with torch.no_grad():
+        module.parameters_by_name()["stem.weight"][0] = float("nan")
+    with pytest.raises(InputError, match="network to train answers with NaN"):
+        recover(write_back(module, cut, "broken"), residual, seen, SHORT)
+
+
+def test_how_a_dynamic_axis_is_called_does_not_matter(
+    residual: Model, cut: Model, seen: Batches
+) -> None:
+    renamed = replace(
+        residual,
+        program=editable(residual),
+    )
+    for value in (*renamed.graph.inputs, *renamed.graph.outputs):
+        value.shape = ir.Shape(["n", *value.shape[1:]])
+    assert renamed.inputs != cut.inputs
+    assert recover(cut, renamed, seen, SHORT)[1].after > 0
+
+
+def test_a_hint_brings_the_last_shared_feature_map_nearer(
+    residual: Model, seen: Batches, reference: Reference
+) -> None:
+    """Against a run without; the map is read by ONNX Runtime."""
+    cut = cut_of(residual, but="right.weight")
+    name = with_hint(cut, residual)[1]
+    assert name == "right.relu"  # not what is pooled of it, and "both" is narrower
+    models = {}
+    for weight in (0.0, 30.0):
+        options = RecoverOptions(epochs=8, batch=32, hint=weight)
+        models[weight], report = recover(cut, residual, seen, options)
+        assert report.hint == (name if weight else "")
+        assert report.after < report.before
+        assert models[weight].outputs == cut.outputs
+    unseen = {"image": samples(200, 2)}
+
+    def map_of(model: Model) -> Array:
+        return reference(with_hint(model, residual)[0][0], unseen)[1]
+
+    wanted = reference(with_hint(cut, residual)[0][1], unseen)[1]
+    errors = {w: float(np.square(map_of(m) - wanted).mean()) for w, m in models.items()}
+    assert errors[30.0] < 0.9 * errors[0.0]
+
+
+def test_networks_that_share_no_feature_map_give_no_hint(tmp_path: Path) -> None:
+    teacher, student = vector_model(tmp_path, 0), vector_model(tmp_path, 1)
+    x = np.zeros((20, 6), np.float32)
+    with pytest.raises(InputError, match="share no feature map") as caught:
+        recover(student, teacher, batches_of(x, name="x"), RecoverOptions(hint=1.0))
+    assert caught.value.where == "hint"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", 0.0), ("temperature", float("nan")), ("hint", -1.0), ("shift", -1)],
+)
+def test_an_option_of_recovery_that_makes_no_sense_is_named(
+    residual: Model, cut: Model, seen: Batches, name: str, value: float
+) -> None:
+    with pytest.raises(InputError) as caught:
+        recover(cut, residual, seen, RecoverOptions(**{name: value}))  # type: ignore[arg-type]
+    assert caught.value.where == name
+
+
+def test_a_network_of_whole_numbers_cannot_be_imitated(residual: Model, seen: Batches) -> None:
+    program = editable(residual)
+    chosen = ir.node("ArgMax", [program.graph.outputs[0]], {"axis": 1})
+    program.graph.append(chosen)
+    chosen.outputs[0].name, chosen.outputs[0].dtype = "best", ir.DataType.INT64
+    chosen.outputs[0].shape = ir.Shape(["batch", 1])
+    program.graph.outputs[:] = [chosen.outputs[0]]
+    model = replace(residual, program=program)
+    with pytest.raises(InputError, match="no output of this network can be imitated") as caught:
+        recover(model, model, seen, SHORT)
+    assert "best int64" in caught.value.got
