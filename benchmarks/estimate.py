@@ -29,12 +29,12 @@ import numpy as np
 import onnxruntime
 from graphs import filler
 
+from edgekit.engines.device_rates import CPU_EFFICIENCY
 from edgekit.engines.peak import cpu_rates
 from edgekit.models.cost.roofline import AT_BEST, KINDS, Efficiency, KernelTime, Rates, estimate
 from edgekit.models.cost.sizes import forms
 from edgekit.models.simplify import clean
 from edgekit.models.source import load
-from edgekit.report.device_rates import CPU_EFFICIENCY
 from edgekit.values import Array, Unknown
 
 FAMILIES = {

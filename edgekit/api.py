@@ -34,6 +34,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from edgekit.compress.channels.cut import ChannelReport
+    from edgekit.compress.channels.plan import Plan
     from edgekit.compress.recover import RecoverReport
     from edgekit.engines.base import Engine
     from edgekit.gate import Decision, Evidence
@@ -99,40 +100,84 @@ def data(source: str | Path, model: Model, *, batch: int = _BATCH, role: str = "
     )  # fmt: skip
 
 
-def channels(model: Model, *, macs: float, multiple: int = 8) -> tuple[Model, ChannelReport]:
-    """The Model with whole channels removed down to a share of its MACs; `report.plan` says which.
+def channels(  # noqa: PLR0913  the whole step in one call
+    model: Model, *, macs: float | str | None = None, params: float | str | None = None,
+    latency_ms: float | str | None = None, table: str | Path | None = None,
+    data: Batches | None = None, criterion: str = "l2", budget: str = "global", multiple: int = 8,
+    samples: int = 512, repair: bool = True, seed: int = 0,
+) -> tuple[Model, ChannelReport]:  # fmt: skip
+    """The Model with whole channels removed down to its limits; `report.plan` says which.
 
-    Raises InputError for a budget outside (0, 1] or one that cannot be met.
+    A limit is a share up to 1 ("50%" of milliseconds), or a number. `latency_ms` needs a `table`, a
+    file of `edgekit table`. With `data`, labels never read, what is left is repaired. The other
+    options are those of `compress.channels.cut.CutOptions`. Raises InputError for a limit out of
+    range or out of reach.
     """
-    from edgekit.compress.channels.cut import cut_channels
+    from edgekit.compress.channels.budgeting.limits import Limits, parse_limit
+    from edgekit.compress.channels.cut import CutOptions, cut_channels
+    from edgekit.pipeline.channels import budget_named, guidance_of, latency_by
+    from edgekit.pipeline.table import load_table
 
-    return cut_channels(model, macs=macs, multiple=multiple)
+    given = {"macs": macs, "parameters": params, "latency_ms": latency_ms}
+    limits = Limits(
+        **{name: parse_limit(str(limit)) for name, limit in given.items() if limit is not None}
+    )
+    latency_of = None if table is None else latency_by(load_table(Path(table)))
+    guidance = guidance_of(data, latency_of, lambda share, said: None)
+    options = CutOptions(
+        limits=limits, criterion=criterion, budget=budget_named(budget), multiple=multiple,
+        samples=samples, repair=repair, seed=seed,
+    )  # fmt: skip
+    return cut_channels(model, options, guidance)
 
 
-def apply_plan(module: TorchModule, plan: str | Path) -> TorchModule:
-    """The user's own module, cut as a `plan.json` says; the module that is given stays whole.
+def apply_plan(
+    module: TorchModule, plan: Plan | str | Path, *, model: Model | str | Path | None = None
+) -> TorchModule:
+    """The user's own module, cut as a plan (a `plan.json`) says; the one given stays whole.
 
-    Raises InputError for a plan that names tensors which the module does not have.
+    With `model`, the cut graph, the new module takes the graph's weights, which may have been
+    repaired since, and it is checked that both compute the same on random inputs (relative error
+    at most 1e-4). Raises InputError for a plan of another network; and with `model` where code has
+    a width written into it, with the line.
     """
-    from edgekit.compress.channels.own_module import cut_module
-    from edgekit.compress.channels.plan import plan_from_json
+    from edgekit.compress.channels.plan import Plan, load_plan
 
-    return cut_module(module, plan_from_json(Path(plan).read_text()))
+    try:
+        from edgekit.compress.channels.own.check import verify_module
+        from edgekit.compress.channels.own.module import cut_module
+    except ImportError as error:
+        raise MissingPackageError(
+            "a module needs torch", got=str(error), hint="pip install 'edgekit[compress]'"
+        ) from error
+    from edgekit.pipeline.steps import outputs_of_model
+
+    if not isinstance(plan, Plan):
+        plan = load_plan(Path(plan))
+    cut = cut_module(module, plan)
+    if model is not None:
+        graph = model if isinstance(model, Model) else load(model)
+        verify_module(cut, module, graph, outputs_of_model)
+    return cut
 
 
 def recover(
-    student: Model, teacher: Model, data: Batches, *, epochs: int = 6, learning_rate: float = 1e-3,
-    checkpoint: str | Path | None = None,
+    student: Model, teacher: Model, data: Batches, *, epochs: int = 6,
+    settings: Mapping[str, object] | None = None, checkpoint: str | Path | None = None,
 ) -> tuple[Model, RecoverReport]:  # fmt: skip
     """The student, taught by the teacher on unlabelled samples; Q/DQ graphs learn as they run.
 
-    With a `checkpoint` an interrupted run goes on where it was. Raises MissingPackageError without
-    torch.
+    `settings` are keys of a recipe's `[compress.recover]`, such as `{"optimizer": "sgd",
+    "learning_rate": 0.02, "schedule": "step", "shift": 4}`. With a `checkpoint` an interrupted run
+    goes on where it was. Raises InputError for settings that make no sense and for data that does
+    not fit, MissingPackageError without torch.
     """
-    from edgekit.compress.recover import RecoverOptions
     from edgekit.compress.recover import recover as teach
+    from edgekit.pipeline.steps import recover_options
+    from edgekit.recipe_sections import RecoverSection, read_section
 
-    options = RecoverOptions(epochs=epochs, learning_rate=learning_rate)
+    keys = {"epochs": epochs, **(settings or {})}
+    options = recover_options(read_section(RecoverSection, keys, "settings"), Path())
     place = None if checkpoint is None else Path(checkpoint)
     return teach(student, teacher, data, options, checkpoint=place)
 

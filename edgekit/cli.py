@@ -31,6 +31,7 @@ Targets = Annotated[
     typer.Option("--target", "-t", help="A target's name or file; may be given several times."),
 ]
 Weights = Annotated[str, typer.Option(help="A factory's weights: .safetensors or a state dict.")]
+ModulePlan = Annotated[str, typer.Option("--plan", help="A plan.json, to cut a factory's module.")]
 Shapes = Annotated[
     list[str] | None,
     typer.Option("--input", help="An input's shape where the model does not tell: x=1,3,224,224."),
@@ -172,6 +173,7 @@ def init(
     out: Annotated[Path, typer.Option("--out", "-o", help="The recipe.")] = Path("edgekit.toml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite a recipe.")] = False,
     weights: Weights = "",
+    plan: ModulePlan = "",
     shapes: Shapes = None,
     trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
@@ -184,8 +186,9 @@ def init(
     from edgekit.pipeline.origin import Origin, parse_inputs
 
     origin = Origin(
-        place=model, weights=weights, inputs=parse_inputs(shapes or ()), trust_pickle=trust_pickle
-    )
+        place=model, weights=weights, plan=plan, inputs=parse_inputs(shapes or ()),
+        trust_pickle=trust_pickle,
+    )  # fmt: skip
     wishes = Wishes(calibration=calibration, evaluation=evaluation, targets=tuple(target or ()))
     report = alone.draft_file(origin, wishes, out=out, force=force)
     console.print_json(report) if as_json else console.show_document(report)
@@ -227,6 +230,7 @@ def inspect(
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the costliest layers to list.")] = 8,
     weights: Weights = "",
+    plan: ModulePlan = "",
     inputs: Shapes = None,
     trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
@@ -238,8 +242,9 @@ def inspect(
     from edgekit.report import inspection
 
     origin = Origin(
-        place=model, weights=weights, inputs=parse_inputs(inputs or ()), trust_pickle=trust_pickle
-    )
+        place=model, weights=weights, plan=plan, inputs=parse_inputs(inputs or ()),
+        trust_pickle=trust_pickle,
+    )  # fmt: skip
     found = inspection.inspect_origin(
         origin, target, batch=batch, shapes=tuple(shapes or ()), top=top
     )
@@ -284,25 +289,137 @@ def verify(
 @verb
 def channels(
     model: Annotated[str, typer.Argument(help="A model, BatchNormalization unfolded.")],
-    macs: Annotated[float, typer.Option(help="The share of the MACs to keep, in (0, 1].")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The smaller .onnx file.")],
+    macs: Annotated[str, typer.Option(help="At most so many: 0.5, 50% or 3e8.")] = "",
+    params: Annotated[str, typer.Option(help="At most so many parameters: 0.5, 50% or 1e6.")] = "",
+    latency_ms: Annotated[str, typer.Option(help="At most so long on the target: 5 or 50%.")] = "",
     target: Targets = None,
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="Which units matter: l1, l2, bn_scale, fpgm, random; with --data taylor, "
+            "activation, entropy, thinet."
+        ),
+    ] = "l2",
+    budget: Annotated[
+        str, typer.Option(help="How much from where: uniform, global, sensitivity or latency.")
+    ] = "global",
+    data: Annotated[
+        str, typer.Option("--data", help="Samples; with them what is left is repaired.")
+    ] = "",
+    recipe: Annotated[Path | None, typer.Option(help="Its preprocessing is used.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Layer times that edgekit table wrote; else measured here.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Of the latency.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of the latency: fp32 or int8.")] = "fp32",
+    multiple: Annotated[
+        int | None, typer.Option(help="Keep multiples of it; else what the targets prefer, or 8.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option(help="Fit the weights that are left, on the data.")
+    ] = True,
     weights: Weights = "",
+    plan: ModulePlan = "",
     shapes: Shapes = None,
     trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Remove whole channels, one step alone; the plan is written beside the model."""
+    """Remove whole channels, down to MACs, parameters or milliseconds; a plan says which."""
     from edgekit import console
-    from edgekit.pipeline import alone
+    from edgekit.pipeline import channels as cutting
     from edgekit.pipeline.origin import Origin, parse_inputs
+    from edgekit.pipeline.table import precision_named
 
     origin = Origin(
-        place=model, weights=weights, inputs=parse_inputs(shapes or ()), trust_pickle=trust_pickle
-    )
-    report = alone.cut_file(origin, macs=macs, targets=tuple(target or ()), out=out)
-    console.print_json(report) if as_json else console.show_document(report)
+        place=model, weights=weights, plan=plan, inputs=parse_inputs(shapes or ()),
+        trust_pickle=trust_pickle,
+    )  # fmt: skip
+    limits = {"macs": macs, "parameters": params, "latency_ms": latency_ms}
+    request = cutting.ChannelsRequest(
+        origin=origin, out=out, limits={name: text for name, text in limits.items() if text},
+        targets=tuple(target or ()), precision=precision_named(precision), batch=batch,
+        criterion=criterion, budget=cutting.budget_named(budget), multiple=multiple, data=data,
+        recipe=recipe, table=table, repair=repair,
+    )  # fmt: skip
+    with console.build_progress() as on_event:
+        report = cutting.cut_file(request, on_event=on_event)
+    if as_json:
+        console.print_json(report)
+    else:
+        console.show_document(cutting.summary(report))
+    return 0
+
+
+@verb
+def recover(
+    student: Annotated[str, typer.Argument(help="The model that learns: cut, or quantized.")],
+    teacher: Annotated[str, typer.Option(help="The original, which it learns to imitate.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Samples; their labels are never read, as for verify.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The taught .onnx file.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Its preprocessing, and its table compress.recover, are used."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How often each sample is shown.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="cosine, linear, step or constant, after a warm-up.")
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, or sgd with momentum.")] = None,
+    shift: Annotated[
+        int | None, typer.Option(help="Move images by up to so many pixels, at random.")
+    ] = None,
+    hint: Annotated[
+        float | None, typer.Option(help="Weight of the last shared feature map, such as 20.")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="Your package.module:function (batch, generator) -> batch.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many epochs without progress; keep the best.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Keep the state here, to go on to more epochs later.")
+    ] = None,
+    shapes: Shapes = None,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Train what was cut to imitate the original; the same command goes on after an interruption.
+
+    Several GPUs: accelerate launch --multi_gpu -m edgekit.cli recover ...
+    """
+    from edgekit import console
+    from edgekit.pipeline import recovery
+    from edgekit.pipeline.origin import Origin, parse_inputs
+
+    inputs = parse_inputs(shapes or ())
+    learner, original = (
+        Origin(place=place, inputs=inputs if not place.endswith(".onnx") else {},
+               trust_pickle=trust_pickle)
+        for place in (student, teacher)
+    )  # fmt: skip
+    settings = {
+        "epochs": epochs, "learning_rate": learning_rate, "batch": batch, "schedule": schedule,
+        "optimizer": optimizer, "hint": hint, "shift": shift, "augment": augment,
+        "patience": patience, "precision": precision, "seed": seed,
+    }  # fmt: skip
+    request = recovery.RecoveryRequest(
+        student=learner, teacher=original, data=data, out=out, recipe=recipe, checkpoint=checkpoint,
+        settings={key: value for key, value in settings.items() if value is not None},
+    )  # fmt: skip
+    with console.build_progress() as on_event:
+        report = recovery.recover_file(request, on_event=on_event)
+    if report:
+        console.print_json(report) if as_json else console.show_document(report)
     return 0
 
 
@@ -353,6 +470,87 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
         console.print_json({"findings": [vars(finding) for finding in findings]})
     else:
         console.show_findings(findings)
+    return 0
+
+
+@verb
+def table(
+    model: Annotated[str, typer.Argument(help="A model, BatchNormalization unfolded.")],
+    target: Annotated[str, typer.Option("--target", "-t", help="Where its layers are measured.")],
+    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    batch: Annotated[int, typer.Option(help="The size of the first axis.")] = 1,
+    threads: Annotated[int, typer.Option(help="For a CPU; 0 is every core.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where measured layers are kept, for other models too.")
+    ] = None,
+    out: Out = None,
+    weights: Weights = "",
+    shapes: Shapes = None,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Measure every layer of a model at several widths: what a budget by latency goes by."""
+    from edgekit import console
+    from edgekit.pipeline import table as tables
+    from edgekit.pipeline.origin import Origin, parse_inputs
+
+    origin = Origin(
+        place=model, weights=weights, inputs=parse_inputs(shapes or ()), trust_pickle=trust_pickle
+    )
+    request = tables.TableRequest(
+        origin=origin, target=target, precision=tables.precision_named(precision), batch=batch,
+        threads=threads, cache=cache, out=out,
+    )  # fmt: skip
+    with console.build_progress() as on_event:
+        report = tables.make_table(request, on_event=on_event)
+    if as_json:
+        console.print_json(report.document)
+    else:
+        console.show_document(report.summary())
+    return report.exit_code
+
+
+@verb
+def sensitivity(
+    model: Annotated[str, typer.Argument(help="A model, BatchNormalization unfolded.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Samples; labels are needed by a metric only.")
+    ],
+    recipe: Annotated[Path | None, typer.Option(help="Its preprocessing is used.")] = None,
+    criterion: Annotated[str, typer.Option(help="Which units go first.")] = "l2",
+    samples: Annotated[int, typer.Option(min=2, help="At most so many are run.")] = 256,
+    metric: Annotated[
+        str, typer.Option(help="Measure it too: top1, or your package.module:function.")
+    ] = "",
+    cache: Annotated[Path | None, typer.Option(help="Where results are kept.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A plot, as SVG.")] = None,
+    weights: Weights = "",
+    plan: ModulePlan = "",
+    shapes: Shapes = None,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Show what each channel group is worth: the damage where it alone loses 25, 50, 75%."""
+    from edgekit import console
+    from edgekit.pipeline import sensitivity as measuring
+    from edgekit.pipeline.origin import Origin, parse_inputs
+    from edgekit.report.sensitivity import save_chart
+
+    origin = Origin(
+        place=model, weights=weights, plan=plan, inputs=parse_inputs(shapes or ()),
+        trust_pickle=trust_pickle,
+    )  # fmt: skip
+    options = measuring.SensitivityOptions(criterion=criterion, samples=samples)
+    request = measuring.SensitivityRequest(
+        origin=origin, data=data, recipe=recipe, metric=metric, cache=cache, options=options
+    )
+    with console.build_progress() as on_event:
+        found = measuring.sensitivity_of(request, on_event=on_event)
+    if out is not None:
+        save_chart(found, origin.name, out)
+    console.print_json(found.to_json()) if as_json else console.show_sensitivity(found)
     return 0
 
 

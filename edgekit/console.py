@@ -22,6 +22,7 @@ from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent, TargetResul
 from edgekit.report import rows
 
 if TYPE_CHECKING:  # a verb loads what it needs; drawing an error needs none of these
+    from edgekit.compress.channels.sensitivity import Sensitivity
     from edgekit.gate import Decision
     from edgekit.pipeline.build import BuildPlan
     from edgekit.report.inspection import Inspection
@@ -180,6 +181,14 @@ def show_inspection(found: Inspection) -> None:
         show_table(table.columns, table.lines, prose=table.prose)
     for note in inspection_rows.target_notes(found.on_target):
         err.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+
+
+def show_sensitivity(found: Sensitivity) -> None:
+    """Draws what each channel group is worth, the most sensitive first."""
+    from edgekit.report import sensitivity
+
+    show_table(sensitivity.columns(found), sensitivity.table(found))
+    say(f"  {sensitivity.caption(found)}")
 
 
 def _show_grid(lines: Iterable[tuple[str, str]]) -> None:

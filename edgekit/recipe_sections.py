@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,13 +15,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     model_validator,
 )
 
+from edgekit import documents
+from edgekit.errors import InputError
 from edgekit.values import LONGEST_SIDE, Interpolation, Layout, Order, Resize
 
 OVERRIDABLE = ("compress", "quantize", "engine", "gate", "bench")
 
+_LONGEST_SHOWN = 40
+_LEAST_COUNT = 100  # of MACs or parameters; a smaller number was meant as a share
 _METRICS = ("top1", "fidelity")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])")
@@ -32,6 +37,31 @@ def _share(value: float) -> float:
     if not 0 < value <= 1:
         raise ValueError(f"{value:g} is not between 0 and 1")
     return value
+
+
+def _limit(value: object, least: float) -> str:
+    """A share up to 1, a number above `least`, or a text such as "50%": as text."""
+    text = str(value).strip()
+    is_percent = text.endswith("%")
+    try:
+        number = float(text.removesuffix("%")) / (100 if is_percent else 1)
+    except ValueError:
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        shown = repr(value)
+        cut = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
+        raise ValueError(f"wanted a number, got {cut}")
+    if not (0 < number <= 1 or (not is_percent and number > least)):
+        raise ValueError(f"{text} is not between 0 and 1")
+    return text
+
+
+def _count_limit(value: object) -> str:
+    return _limit(value, _LEAST_COUNT)
+
+
+def _time_limit(value: object) -> str:
+    return _limit(value, 0)
 
 
 def quoted(value: str) -> str:
@@ -69,6 +99,10 @@ def _factory(name: str) -> str:
     return name
 
 
+def _own_function(name: str) -> str:
+    return _factory(name) if name else name
+
+
 def _pair(value: tuple[int, ...]) -> tuple[int, ...]:
     if len(value) != 2:
         raise ValueError(f"wanted [height, width], got {list(value)}")
@@ -91,6 +125,8 @@ Share = Annotated[Number, AfterValidator(_share)]
 Positive = Annotated[Number, Field(gt=0)]
 Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
+Amount = Annotated[str, BeforeValidator(_count_limit)]
+Milliseconds = Annotated[str, BeforeValidator(_time_limit)]
 Duration = Annotated[float, BeforeValidator(_seconds)]
 Shape = Annotated[tuple[Whole, ...], Field(strict=False)]
 
@@ -101,17 +137,34 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
+Known = TypeVar("Known", bound=Section)
+
+
+def read_section(kind: type[Known], keys: Mapping[str, object], where: str) -> Known:
+    """One table that stands in no recipe. Raises InputError that lists every fault at once."""
+    try:
+        return kind.model_validate(dict(keys))
+    except ValidationError as error:
+        found = documents.faults(error, kind)
+        raise InputError(
+            "these settings have faults" if len(found) > 1 else "these settings have a fault",
+            where=where, got="\n".join(found),
+        ) from error  # fmt: skip
+
+
 class ModelSection(Section):
     """Where the model comes from, relative to the recipe, and what to call it (the file's stem).
 
     Either `path` (.onnx, .pt2, TorchScript) or `factory`: `file.py:function`, which returns a torch
-    module, with `weights` (.safetensors or a state dict). `inputs` has a shape for each argument of
-    its forward pass, the batch first.
+    module, with `weights` (.safetensors or a state dict). `plan`, a plan.json as `edgekit channels`
+    writes it, cuts the module before it is filled. `inputs` has a shape for each argument of its
+    forward pass, the batch first.
     """
 
     path: Text | None = None
     factory: Annotated[str, AfterValidator(_factory)] | None = None
     weights: Text | None = None
+    plan: Text | None = None
     inputs: dict[str, Shape] | None = None
     name: Annotated[str, AfterValidator(_file_name)] = ""
 
@@ -121,6 +174,8 @@ class ModelSection(Section):
             raise ValueError("wanted one of path and factory")
         if self.weights and not self.factory:
             raise ValueError("weights go with a factory, a file has its own")
+        if self.plan and not self.factory:
+            raise ValueError("a plan goes with a factory, a file is cut already")
         if self.factory and not self.inputs:
             raise ValueError("a factory needs inputs, such as images = [1, 3, 224, 224]")
         return self
@@ -180,21 +235,87 @@ class EvaluateSection(Section):
 
 
 class ChannelsSection(Section):
-    """Structured channel removal down to a share of the MACs."""
+    """Structured channel removal down to limits: a share up to 1, a count, or a text like "50%".
 
-    macs: Share
-    criterion: Literal["l2"] = "l2"
+    `latency_ms` needs `table`, a file that `edgekit table` wrote. `repair`: the weights that are
+    left are fitted anew on the calibration samples.
+    """
+
+    macs: Amount | None = None
+    params: Amount | None = None
+    latency_ms: Milliseconds | None = None
+    table: Text | None = None
+    criterion: Literal[
+        "l1", "l2", "bn_scale", "fpgm", "taylor", "activation", "entropy", "thinet", "random"
+    ] = "l2"
+    budget: Literal["uniform", "global", "sensitivity", "latency"] = "global"
+    samples: Whole = 512
+    repair: bool = True
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _limited(self) -> ChannelsSection:
+        if self.macs is None and self.params is None and self.latency_ms is None:
+            raise ValueError("wanted a limit: macs, params or latency_ms, such as macs = 0.5")
+        if (self.latency_ms is None) != (self.table is None):
+            raise ValueError("latency_ms goes with a table: edgekit table MODEL --target … -o FILE")
+        if self.budget == "latency" and self.latency_ms is None:
+            raise ValueError("a budget by latency needs latency_ms")
+        return self
 
 
 class RecoverSection(Section):
-    """Distillation from the original on the calibration samples."""
+    """Distillation from the original on the calibration samples.
+
+    `schedule` rises for `warm_up_epochs`, then falls: cosine and linear to zero at the last epoch,
+    step by `step_factor` every `step_epochs`. `mirror` and `shift` (pixels) are for images;
+    `augment` is a function of the user's. `patience`: the epochs without progress on held-out
+    samples that end it; 0: never. `hint` weighs the last feature map that both networks share.
+    `momentum` and `nesterov` are sgd's, which needs a `learning_rate` of its own.
+    """
 
     epochs: Whole = 6
     learning_rate: Positive = 1e-3
     batch: Whole = 64
     temperature: Positive = 4.0
+    hint: Annotated[Number, Field(ge=0)] = 0.0
     mirror: bool = True
+    shift: Annotated[int, Field(ge=0, le=LONGEST_SIDE)] = 0
+    augment: Annotated[str, AfterValidator(_own_function)] = ""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    warm_up_epochs: Annotated[Number, Field(ge=0)] = 0.3
+    step_epochs: Whole = 2
+    step_factor: Share = 0.1
+    patience: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _key_with_a_use(self) -> RecoverSection:
+        for key, other, wanted in (
+            ("momentum", "optimizer", "sgd"), ("nesterov", "optimizer", "sgd"),
+            ("step_epochs", "schedule", "step"), ("step_factor", "schedule", "step"),
+        ):  # fmt: skip
+            got = getattr(self, other)
+            if key in self.model_fields_set and got != wanted:
+                raise ValueError(f'{key} is for {other} = "{wanted}", and {other} is "{got}"')
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RecoverSection:
+        if self.optimizer == "sgd" and "learning_rate" not in self.model_fields_set:
+            raise ValueError("sgd needs a learning_rate, such as 0.02: the default is adamw's")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum; give momentum, or nesterov = false")
+        if self.warm_up_epochs >= self.epochs:
+            raise ValueError(
+                f"warm_up_epochs {self.warm_up_epochs:g} leaves none of {self.epochs} epochs"
+            )
+        return self
 
 
 class CompressSection(Section):

@@ -247,11 +247,29 @@ def test_an_absent_table_is_a_step_that_is_not_done() -> None:
     assert parse(compress__recover={}).compress.recover is not None
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [({}, "wanted a limit"), ({"latency_ms": 3.0}, "latency_ms goes with a table"),
+     ({"macs": 0.5, "budget": "latency"}, "needs latency_ms"),
+     ({"macs": "150%"}, "150% is not between 0 and 1"),
+     ({"macs": 0.5, "budget": "unifrom"}, 'did you mean "uniform"?')],
+)  # fmt: skip
+def test_a_budget_that_cannot_be_is_refused(keys: dict[str, object], said: str) -> None:
+    assert any(said in fault for fault in faults(compress={"channels": keys}))
+
+
+@pytest.mark.parametrize("limit", [0.5, "50%", 3_000_000, "3e6"])
+def test_a_limit_is_a_share_or_a_number(limit: object) -> None:
+    recipe = parse(compress={"channels": {"macs": limit}})
+    assert recipe.compress.channels is not None
+    assert recipe.compress.channels.macs == str(limit)
+
+
 def test_an_override_can_add_a_step_for_one_device() -> None:
     recipe = parse(compress=None, target__cpu__compress={"channels": {"macs": 0.25}})
     own = for_target(recipe, "cpu").compress.channels
     assert own is not None
-    assert own.macs == 0.25
+    assert own.macs == "0.25"
     assert for_target(recipe, "rtx-3060").compress.channels is None
 
 

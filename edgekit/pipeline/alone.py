@@ -15,20 +15,17 @@ from edgekit.bench import statistics
 from edgekit.bench.measurement import save_measurements
 from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm
-from edgekit.compress.channels.cut import cut_channels
 from edgekit.data.batches import load_batches
 from edgekit.data.metrics import load_metric
 from edgekit.engines import onnxruntime
 from edgekit.engines.base import MANIFEST_FILE, load_engine, runtime_module
 from edgekit.errors import InputError
-from edgekit.models.model import save
 from edgekit.models.simplify import clean
 from edgekit.models.source import load
 from edgekit.pipeline.draft import Wishes, draft_recipe
 from edgekit.pipeline.origin import Origin, open_origin
 from edgekit.pipeline.publish import EVIDENCE_FILE, EVIDENCE_FORMAT
 from edgekit.recipe import load_recipe
-from edgekit.targets import preferred_multiple, resolve_target
 from edgekit.values import (
     Figure,
     Preprocessing,
@@ -40,20 +37,6 @@ from edgekit.values import (
 from edgekit.verify import outputs_of, to_json, verify
 
 _BATCH = 100
-
-
-def cut_file(model: Origin, *, macs: float, targets: tuple[str, ...], out: Path) -> dict[str, Any]:
-    """Cuts a model to a share of its MACs; the plan lands beside it as `NAME.plan.json`."""
-    loaded = clean(open_origin(model).model)
-    multiples = [
-        max(preferred_multiple(t, p) for p in t.precisions)
-        for t in (resolve_target(name).target for name in targets)
-    ]
-    cut, report = cut_channels(loaded, macs=macs, multiple=max(multiples, default=8))
-    plan = out.with_suffix(".plan.json")
-    files.write_text(plan, report.plan.to_json())
-    save(cut, out)
-    return {**report.to_json(), "model": str(out), "plan": str(plan)}
 
 
 def draft_file(origin: Origin, wishes: Wishes, *, out: Path, force: bool) -> dict[str, Any]:
@@ -81,8 +64,11 @@ def _beside(origin: Origin, recipe: Path) -> Origin:
             return place  # a package is found wherever it is
         return os.path.relpath((origin.folder / path).resolve(), folder) + colon + name
 
-    weights = origin.weights and os.path.relpath((origin.folder / origin.weights).resolve(), folder)
-    return replace(origin, place=moved(origin.place), weights=weights)
+    weights, plan = (
+        given and os.path.relpath((origin.folder / given).resolve(), folder)
+        for given in (origin.weights, origin.plan)
+    )
+    return replace(origin, place=moved(origin.place), weights=weights, plan=plan)
 
 
 @dataclass(frozen=True, kw_only=True)

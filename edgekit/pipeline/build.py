@@ -127,7 +127,8 @@ def _project(
     cache = Cache(out / ".cache")
     origin = Origin(
         place=recipe.model.path or recipe.model.factory or "", folder=folder,
-        weights=recipe.model.weights or "", inputs=recipe.model.inputs or {},
+        weights=recipe.model.weights or "", plan=recipe.model.plan or "",
+        inputs=recipe.model.inputs or {},
         trust_pickle=request.trust_pickle,
     )  # fmt: skip
     workshop = Workshop(cache=cache, on_event=on_event, listing=listing)
@@ -258,15 +259,16 @@ def _chain(
     plan_from = None
     if wanted.compress.channels is not None:
         step = steps.channels_step(
-            source, wanted.compress.channels, multiple, workshop.progress_of("channels")
-        )
+            source, project.calibration, wanted.compress.channels, multiple, wanted.folder,
+            workshop.progress_of("channels"),
+        )  # fmt: skip
         workshop.do(step, describe=steps.describe_channels)
         source, plan_from = steps.made_model(cache, step, name), step
     if wanted.compress.recover is not None:
+        options = steps.recover_options(wanted.compress.recover, wanted.folder)
         step = steps.recover_step(
-            source, project.original, project.calibration, wanted.compress.recover,
-            workshop.progress_of("recover"),
-        )  # fmt: skip
+            source, project.original, project.calibration, options, workshop.progress_of("recover")
+        )
         workshop.do(step, describe=steps.describe_said)
         source = steps.made_model(cache, step, name)
     compressed = source

@@ -12,21 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.compress.channels import cut as cutting
+from edgekit import files
+from edgekit.compress.channels.budgeting.limits import Limits, parse_limit
+from edgekit.compress.channels.cut import CutOptions, cut_channels
+from edgekit.compress.recover import RecoverOptions, recover
 from edgekit.data.batches import Batches
 from edgekit.data.metrics import Metric
 from edgekit.engines import onnxruntime as reference_runtime
+from edgekit.errors import InputError
 from edgekit.models.model import Model, save
 from edgekit.models.opset import lowered
 from edgekit.models.simplify import simplify
 from edgekit.models.source import reopen
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions, write_json
+from edgekit.pipeline.channels import channels_line, guidance_of, latency_by
+from edgekit.pipeline.table import load_table
 from edgekit.pipeline.workshop import OnFraction
 from edgekit.quantize.dialects import Dialect
 from edgekit.quantize.observe import float_activations, observe
 from edgekit.quantize.place import insert_qdq
 from edgekit.quantize.ranges import choice, load_ranges, save_ranges
 from edgekit.recipe import ChannelsSection, QuantizeSection, RecoverSection
+from edgekit.train.augment import load_own_function
+from edgekit.train.launch import launched
+from edgekit.train.schedules import Schedule
 from edgekit.values import Array, Feeds, run
 from edgekit.verify import outputs_of, to_json, verify
 
@@ -62,38 +71,55 @@ def outputs_of_model(model: Model, feeds: Feeds) -> dict[str, Array]:
 
 
 def channels_step(
-    source: Source, options: ChannelsSection, multiple: int, on_fraction: OnFraction
-) -> Step:
-    """Removes whole channels down to the budget; `plan.json` says which were kept."""
+    source: Source, batches: Batches, options: ChannelsSection, multiple: int, folder: Path,
+    on_fraction: OnFraction,
+) -> Step:  # fmt: skip
+    """Removes whole channels down to the budget; `plan.json` says which were kept.
+
+    `folder` is the recipe's. Raises InputError for a table that cannot be read.
+    """
+    given = {"macs": options.macs, "parameters": options.params, "latency_ms": options.latency_ms}
+    limits = Limits(**{name: parse_limit(text) for name, text in given.items() if text})
+    wanted = CutOptions(
+        limits=limits, criterion=options.criterion, budget=options.budget, multiple=multiple,
+        samples=options.samples, repair=options.repair, seed=options.seed,
+    )  # fmt: skip
+    table = None if options.table is None else folder / options.table
+    latency_of = None if table is None else latency_by(load_table(table))
 
     def make(folder: Path, partial: Path) -> None:
         del partial
-        on_fraction(0.0, "")
-        model, report = cutting.cut_channels(
-            source.load(), macs=options.macs, multiple=multiple, criterion_name=options.criterion
-        )
+        guidance = guidance_of(batches, latency_of, on_fraction)
+        model, report = cut_channels(source.load(), wanted, guidance, on_fraction=on_fraction)
         save(model, folder / MODEL_FILE)
         (folder / PLAN_FILE).write_text(report.plan.to_json())
         write_json(folder / REPORT_FILE, report.to_json())
 
-    key = key_of("channels", source=source.key, options=options.model_dump(), multiple=multiple)
+    key = key_of(
+        "channels", source=source.key, options=options.model_dump(), multiple=multiple,
+        data=batches.digest, table="" if table is None else files.digest_file(table),
+        versions=versions(["torch", "onnxruntime"]),
+    )  # fmt: skip
     return Step(name="channels", key=key, make=make)
 
 
 def recover_step(
-    student: Source, teacher: Source, batches: Batches, options: RecoverSection,
+    student: Source, teacher: Source, batches: Batches, options: RecoverOptions,
     on_fraction: OnFraction,
 ) -> Step:  # fmt: skip
-    """The original teaches the cut network on unlabelled samples; taken up again after a kill."""
+    """The original teaches the cut network on unlabelled samples; taken up again after a kill.
+
+    Raises InputError where several processes were launched: they would wait for one another.
+    """
+    if launched()[1] > 1:
+        raise InputError(
+            "a build is one process", got=f"{launched()[1]} that were launched together",
+            hint="Launch `edgekit recover` so, and build from the model that it writes.",
+        )  # fmt: skip
 
     def make(folder: Path, partial: Path) -> None:
-        from edgekit.compress.recover import RecoverOptions, recover
-
         model, report = recover(
-            student.load(), teacher.load(), batches, RecoverOptions(
-                epochs=options.epochs, learning_rate=options.learning_rate, batch=options.batch,
-                temperature=options.temperature, mirror=options.mirror, seed=options.seed,
-            ),
+            student.load(), teacher.load(), batches, options,
             checkpoint=partial / "checkpoint.pt",
             on_progress=lambda done, total, said: on_fraction(done / total, said),
         )  # fmt: skip
@@ -102,9 +128,23 @@ def recover_step(
 
     key = key_of(
         "recover", student=student.key, teacher=teacher.key, data=batches.digest,
-        options=options.model_dump(), versions=versions(["torch"]),
+        options=repr(options), versions=versions(["torch"]),
     )  # fmt: skip
     return Step(name="recover", key=key, make=make)
+
+
+def recover_options(section: RecoverSection, folder: Path) -> RecoverOptions:
+    """The table of a recipe as options; the user's function is looked for from the folder.
+
+    Raises InputError where there is no such function.
+    """
+    given = section.model_dump(exclude={"augment"})
+    schedule = Schedule(
+        kind=given.pop("schedule"), warm_up_epochs=given.pop("warm_up_epochs"),
+        step_epochs=given.pop("step_epochs"), step_factor=given.pop("step_factor"),
+    )  # fmt: skip
+    own = load_own_function(section.augment, folder) if section.augment else None
+    return RecoverOptions(own=own, schedule=schedule, **given)
 
 
 def simplify_step(source: Source, batches: Batches, on_fraction: OnFraction) -> Step:
@@ -244,13 +284,7 @@ def load_outputs(cache: Cache, step: Step) -> dict[str, Array]:
 
 def describe_channels(folder: Path) -> str:
     """What the cut came to, in a line."""
-    report = _report(folder)
-    before, after = report["macs_before"], report["macs_after"]
-    return (
-        f"{before / 1e6:.1f} M -> {after / 1e6:.1f} M MACs ({after / before:.3f}), "
-        f"{report['parameters_before']:,} -> {report['parameters_after']:,} parameters, "
-        f"multiples of {report['multiple']}"
-    )
+    return channels_line(_report(folder))
 
 
 def describe_simplify(folder: Path) -> str:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.compress.channels.budget import allowed_counts
-from edgekit.compress.channels.criteria import l2
-from edgekit.compress.channels.cut import cut_channels
+from edgekit.compress.channels.budgeting.limits import Limits
+from edgekit.compress.channels.criteria import score_groups
+from edgekit.compress.channels.cut import ChannelReport, CutOptions, cut_channels
 from edgekit.compress.channels.groups import find_groups
 from edgekit.compress.channels.plan import Plan, plan_from_json
 from edgekit.compress.channels.remove import remove_channels
@@ -31,6 +32,11 @@ from conftest import residual_graph, run_reference
 from masked import masked
 
 Reference = Callable[..., list[Array]]
+
+
+def halved(model: Model, *, macs: float, multiple: int = 8) -> tuple[Model, ChannelReport]:
+    """The model cut to a share of its MACs by the defaults."""
+    return cut_channels(model, CutOptions(limits=Limits(macs=macs), multiple=multiple))
 
 
 class Net:
@@ -190,9 +196,9 @@ def test_a_cut_computes_what_the_masked_network_computes(
 ) -> None:
     model = make(tmp_path)
     try:
-        cut, report = cut_channels(model, macs=macs, multiple=4)
+        cut, report = halved(model, macs=macs, multiple=4)
     except InputError:  # too narrow for this budget: the nearest that it can
-        cut, report = cut_channels(model, macs=0.8, multiple=4)
+        cut, report = halved(model, macs=0.8, multiple=4)
     assert report.after.macs < report.before.macs
     assert total_cost(cut).macs == report.after.macs
     assert_equivalent(model, cut, report.plan)
@@ -225,7 +231,7 @@ def test_residual_add_shrinks_both_branches(tmp_path: Path) -> None:
 
 def test_depthwise_goes_with_the_channels_that_it_reads(tmp_path: Path) -> None:
     model = depthwise(tmp_path)
-    cut, report = cut_channels(model, macs=0.6, multiple=4)
+    cut, report = halved(model, macs=0.6, multiple=4)
     kept, _ = report.kept["a.w"]
     node = next(n for n in cut.graph if n.name == "b")
     assert node.attributes["group"].value == kept
@@ -240,7 +246,7 @@ def test_flatten_gives_each_channel_all_its_columns(tmp_path: Path) -> None:
 
 
 def test_the_reshape_constant_follows_the_cut(tmp_path: Path) -> None:
-    cut, report = cut_channels(reshaped(tmp_path), macs=0.6, multiple=4)
+    cut, report = halved(reshaped(tmp_path), macs=0.6, multiple=4)
     kept, _ = report.kept["a.w"]
     assert constant_of(cut.graph.initializers["shape"]).tolist() == [0, 16 * kept]
 
@@ -269,14 +275,14 @@ def test_a_weight_that_is_used_twice_is_cut_once_for_both(tmp_path: Path) -> Non
     net.channels["again"] = 16
     net.add("Conv", [b, "b.w", "b.b"], "again", pads=[1] * 4)
     model = net.pooled("again", tmp_path)
-    cut, report = cut_channels(model, macs=0.6, multiple=4)
+    cut, report = halved(model, macs=0.6, multiple=4)
     assert_equivalent(model, cut, report.plan)
 
 
 def test_names_are_kept_and_the_original_is_untouched(tmp_path: Path) -> None:
     model = residual(tmp_path)
     before = {name: v.const_value.numpy().copy() for name, v in model.graph.initializers.items()}
-    cut, _ = cut_channels(model, macs=0.5, multiple=4)
+    cut, _ = halved(model, macs=0.5, multiple=4)
     assert set(cut.graph.initializers) == set(before)
     assert all(
         np.array_equal(v.const_value.numpy(), before[name])
@@ -291,7 +297,8 @@ def test_l2_takes_batchnorm_into_account_by_hand(tmp_path: Path) -> None:
     gamma = constant_of(model.graph.initializers["a.n.scale"])
     var = constant_of(model.graph.initializers["a.n.var"])
     norms = np.sqrt((weight**2).sum((1, 2, 3))) * gamma / np.sqrt(var + 1e-5)
-    assert l2(group, model) == pytest.approx(norms / norms.mean(), rel=1e-5)
+    (found,) = score_groups("l2", model, [group])
+    assert found == pytest.approx(norms / norms.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -305,20 +312,20 @@ def test_allowed_counts(units: int, multiple: int, counts: tuple[int, ...]) -> N
 
 def test_the_budget_is_met_and_never_overshot(tmp_path: Path) -> None:
     for macs in (0.9, 0.6, 0.4):
-        _, report = cut_channels(residual(tmp_path), macs=macs, multiple=4)
+        _, report = halved(residual(tmp_path), macs=macs, multiple=4)
         assert report.after.macs <= macs * report.before.macs
 
 
 def test_a_budget_out_of_reach_names_what_can_be_reached(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be met") as caught:
-        cut_channels(chain(tmp_path), macs=0.01, multiple=8)
+        halved(chain(tmp_path), macs=0.01, multiple=8)
     assert "at least 0." in caught.value.wanted
 
 
 @pytest.mark.parametrize("macs", [0, -1, 1.01])
 def test_a_budget_outside_0_to_1_is_refused(tmp_path: Path, macs: float) -> None:
     with pytest.raises(InputError, match="not between 0 and 1"):
-        cut_channels(chain(tmp_path), macs=macs)
+        halved(chain(tmp_path), macs=macs)
 
 
 def test_nothing_to_cut_is_an_error(tmp_path: Path) -> None:
@@ -326,11 +333,11 @@ def test_nothing_to_cut_is_an_error(tmp_path: Path) -> None:
     net.conv("x", "y", 8)
     model = net.model(tmp_path, "y", ["n", 8, 8, 8])
     with pytest.raises(InputError, match="no channel of this model can be removed"):
-        cut_channels(model, macs=0.5)
+        halved(model, macs=0.5)
 
 
 def test_a_plan_comes_back_from_its_text(tmp_path: Path) -> None:
-    _, report = cut_channels(chain(tmp_path), macs=0.5, multiple=4)
+    _, report = halved(chain(tmp_path), macs=0.5, multiple=4)
     again = plan_from_json(report.plan.to_json())
     assert again.kept.keys() == report.plan.kept.keys()
     assert all(np.array_equal(again.kept[k], v) for k, v in report.plan.kept.items())
@@ -347,6 +354,6 @@ def test_real_architectures(shared_data: Path, tmp_path: Path, name: str) -> Non
     path = tmp_path / f"{name}.onnx"
     fill(shared_data / "graphs" / f"{name}.onnx", path)
     model = load(path)
-    cut, report = cut_channels(model, macs=0.5, multiple=8)
+    cut, report = halved(model, macs=0.5, multiple=8)
     assert 0.4 < report.after.macs / report.before.macs <= 0.5
     assert_equivalent(model, cut, report.plan, model.inputs[0].name)

@@ -11,12 +11,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.engines.device_rates import CPU_EFFICIENCY, rates_of
 from edgekit.engines.peak import copy_bandwidth, cpu_rates, product_rate
 from edgekit.models.cost.fusion import Runtime, kernels
 from edgekit.models.cost.roofline import AT_BEST, Efficiency, Estimate, Rates, estimate, kind_of
 from edgekit.models.cost.sizes import forms
 from edgekit.models.model import Model
-from edgekit.report.device_rates import CPU_EFFICIENCY, rates_of
 from edgekit.targets import Precision, load_target
 from edgekit.values import Unknown
 

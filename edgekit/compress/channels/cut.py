@@ -1,69 +1,152 @@
-"""Structured channel removal, whole: groups, scores, budget, cut."""
+"""Structured channel removal, whole: groups, scores, budget, cut, and the closed-form repair."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from edgekit.compress.channels.budget import choose_kept
-from edgekit.compress.channels.criteria import criterion
-from edgekit.compress.channels.groups import find_groups
+import numpy as np
+
+from edgekit.compress.channels.budget import How, Really, choose, choose_checked
+from edgekit.compress.channels.budgeting.costs import Costs, costs_of
+from edgekit.compress.channels.budgeting.latency import Latency
+from edgekit.compress.channels.budgeting.limits import Limits
+from edgekit.compress.channels.criteria import DAMAGE_CRITERIA, score_groups
+from edgekit.compress.channels.groups import ChannelGroup, Groups, find_groups
 from edgekit.compress.channels.plan import Plan
+from edgekit.compress.channels.reconstruct import ReconstructReport, reconstruct
 from edgekit.compress.channels.remove import remove_channels
+from edgekit.compress.statistics import estimate_statistics
+from edgekit.data.batches import Batches
 from edgekit.errors import InputError
 from edgekit.models.cost import Cost, total_cost
 from edgekit.models.model import Model
+from edgekit.values import Array
+
+OnFraction: TypeAlias = Callable[[float, str], None]
+LatencyOf: TypeAlias = Callable[[Model, Sequence[ChannelGroup]], Latency]
+"""How long a Model takes as a function of what leaves its groups."""
+DamageOf: TypeAlias = Callable[[Model, Sequence[ChannelGroup], Sequence[Array]], Sequence[Array]]
+"""What the outputs lose as each group alone loses 25, 50, 75% of its units by these scores."""
+
+_SCORED, _CHOSEN, _CUT = 0.3, 0.45, 0.5  # of the time, where there are data
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutOptions:
+    """How much to take, from where, and what counts as little loss.
+
+    `multiple`: what kept counts are multiples of (`ladders.allowed_counts`). `samples` are looked
+    at by criteria that look at data. `repair`: with data, the weights that are left are fitted
+    anew (`reconstruct`), and BatchNormalization's statistics are estimated again.
+    """
+
+    limits: Limits
+    criterion: str = "l2"
+    budget: How = "global"
+    multiple: int = 8
+    samples: int = 512
+    repair: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """What a cut may go by beside the graph: samples, a device's latency, measured damage."""
+
+    batches: Batches | None = None
+    latency_of: LatencyOf | None = None
+    damage_of: DamageOf | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedLatency:
+    """Milliseconds of the whole and of the cut network, and where they are from."""
+
+    before_ms: float
+    after_ms: float
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelReport:
-    """Costs before and after, units kept of how many by group, and what was frozen and why."""
+    """Costs before and after, units kept of how many by group, and what was frozen and why.
+
+    `latency` is there where a limit was on it, `repair` where the weights were fitted anew.
+    """
 
     before: Cost
     after: Cost
     kept: Mapping[str, tuple[int, int]]
     frozen: Mapping[str, str]
-    multiple: int
+    options: CutOptions
     plan: Plan
+    latency: ExpectedLatency | None = None
+    repair: ReconstructReport | None = None
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready, without the plan itself."""
-        return {
+        found: dict[str, object] = {
             "macs_before": self.before.macs,
             "macs_after": self.after.macs,
             "parameters_before": self.before.parameters,
             "parameters_after": self.after.parameters,
-            "multiple": self.multiple,
+            "criterion": self.options.criterion,
+            "budget": self.options.budget,
+            "multiple": self.options.multiple,
             "groups": {name: {"kept": k, "of": of} for name, (k, of) in self.kept.items()},
             "frozen": dict(self.frozen),
         }
+        if self.latency is not None:
+            found["latency_ms"] = {
+                "before": self.latency.before_ms, "after": self.latency.after_ms,
+                "source": self.latency.source,
+            }  # fmt: skip
+        if self.repair is not None:
+            found["repair"] = self.repair.to_json()
+        return found
 
 
 def cut_channels(
-    model: Model, *, macs: float, multiple: int = 8, criterion_name: str = "l2"
-) -> tuple[Model, ChannelReport]:
-    """The Model cut to at most `macs` (a share in (0, 1]) of its MACs, and a report.
+    model: Model, options: CutOptions, guidance: Guidance | None = None, *,
+    on_fraction: OnFraction = lambda share, said: None,
+) -> tuple[Model, ChannelReport]:  # fmt: skip
+    """The Model cut to its limits, and a report.
 
-    Raises InputError for a budget outside (0, 1], one that cannot be met, or a Model in which
-    nothing can be cut.
+    With samples it is repaired: weights that lost inputs are fitted anew by least squares, then
+    BatchNormalization's statistics are estimated again; neither looks at labels. Raises InputError
+    for limits outside their range or out of reach, a Model in which nothing can be cut, and as
+    `score_groups`, `choose` and `reconstruct` do.
     """
-    if not 0 < macs <= 1:
-        raise InputError(
-            "the budget is not between 0 and 1", where="compress.channels.macs", got=f"{macs:g}",
-            wanted="a share of the MACs, more than 0 and at most 1",
-        )  # fmt: skip
-    score = criterion(criterion_name)
+    guidance = guidance or Guidance()
+    given = options.limits.given()
     groups = find_groups(model)
-    if not groups.groups and macs < 1:
+    if not groups.groups:
         reasons = sorted(set(groups.frozen.values()))
         raise InputError(
             "no channel of this model can be removed", where=model.name,
             got="; ".join(reasons[:3]) or "no convolution or matrix with constant weights",
             hint="Leave [compress.channels] out of the recipe.",
         )  # fmt: skip
-    scores = [score(group, model) for group in groups.groups]
-    kept = choose_kept(model, groups.groups, scores, macs=macs, multiple=multiple)
+    scores = score_groups(
+        options.criterion, model, groups.groups, batches=guidance.batches, seed=options.seed,
+        samples=options.samples,
+        on_fraction=lambda share: on_fraction(_SCORED * share, options.criterion),
+    )  # fmt: skip
+    costs = costs_of(model, groups.groups)
+    if "latency_ms" in given and guidance.latency_of is not None:
+        costs = replace(costs, latency=guidance.latency_of(model, groups.groups))
+    kept = _choose(model, groups, scores, costs, options, guidance)
+    on_fraction(_CHOSEN, "cut")
     cut, plan = remove_channels(model, groups, kept)
+    repair = None
+    if guidance.batches is not None and options.repair:
+        cut, repair = reconstruct(
+            cut, model, plan, guidance.batches,
+            on_fraction=lambda share: on_fraction(_CUT + (1 - _CUT) * share, "repair"),
+        )  # fmt: skip
+        cut, _ = estimate_statistics(cut, guidance.batches)
     return cut, ChannelReport(
         before=total_cost(model),
         after=total_cost(cut),
@@ -72,6 +155,47 @@ def cut_channels(
             for group, units in zip(groups.groups, kept, strict=True)
         },
         frozen=groups.frozen,
-        multiple=multiple,
+        options=options,
         plan=plan,
+        latency=_expected(costs, groups, kept),
+        repair=repair,
+    )
+
+
+def _choose(
+    model: Model, groups: Groups, scores: Sequence[Array], costs: Costs, options: CutOptions,
+    guidance: Guidance,
+) -> tuple[Array, ...]:  # fmt: skip
+    damage = None
+    if options.budget == "sensitivity":
+        if guidance.damage_of is None:
+            raise InputError(
+                "a budget by sensitivity needs samples", where="compress.channels.budget",
+                hint="Give --data; labels are not needed.",
+            )  # fmt: skip
+        damage = guidance.damage_of(model, groups.groups, scores)
+
+    def choose_with(costs: Costs) -> tuple[Array, ...]:
+        return choose(
+            groups.groups, scores, costs, options.limits,
+            how=options.budget, multiple=options.multiple, damage=damage,
+            summed=options.criterion in DAMAGE_CRITERIA,
+        )  # fmt: skip
+
+    def really(kept: Sequence[Array]) -> Really:
+        cost = total_cost(remove_channels(model, groups, kept)[0])
+        return Really(macs=cost.macs, parameters=cost.parameters)
+
+    return choose_checked(choose_with, costs, options.limits, groups.groups, really)
+
+
+def _expected(costs: Costs, groups: Groups, kept: Sequence[Array]) -> ExpectedLatency | None:
+    latency = costs.latency
+    if not isinstance(latency, Latency):
+        return None
+    removed = np.array(
+        [group.units - len(units) for group, units in zip(groups.groups, kept, strict=True)]
+    )
+    return ExpectedLatency(
+        before_ms=latency.whole, after_ms=latency.total(removed), source=latency.source
     )
