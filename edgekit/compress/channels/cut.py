@@ -17,7 +17,6 @@ from edgekit.compress.channels.groups import ChannelGroup, Groups, find_groups
 from edgekit.compress.channels.plan import Plan
 from edgekit.compress.channels.reconstruct import ReconstructReport, reconstruct
 from edgekit.compress.channels.remove import remove_channels
-from edgekit.compress.statistics import estimate_statistics
 from edgekit.data.batches import Batches
 from edgekit.errors import InputError
 from edgekit.models.cost import Cost, total_cost
@@ -39,7 +38,7 @@ class CutOptions:
 
     `multiple`: what kept counts are multiples of (`ladders.allowed_counts`). `samples` are looked
     at by criteria that look at data. `repair`: with data, the weights that are left are fitted
-    anew (`reconstruct`), and BatchNormalization's statistics are estimated again.
+    anew (`reconstruct`).
     """
 
     limits: Limits
@@ -114,10 +113,9 @@ def cut_channels(
 ) -> tuple[Model, ChannelReport]:  # fmt: skip
     """The Model cut to its limits, and a report.
 
-    With samples it is repaired: weights that lost inputs are fitted anew by least squares, then
-    BatchNormalization's statistics are estimated again; neither looks at labels. Raises InputError
-    for limits outside their range or out of reach, a Model in which nothing can be cut, and as
-    `score_groups`, `choose` and `reconstruct` do.
+    With samples it is repaired: weights that lost inputs are fitted anew by least squares, without
+    labels. Raises InputError for limits outside their range or out of reach, a Model in which
+    nothing can be cut, and as `score_groups`, `choose` and `reconstruct` do.
     """
     guidance = guidance or Guidance()
     given = options.limits.given()
@@ -146,7 +144,6 @@ def cut_channels(
             cut, model, plan, guidance.batches,
             on_fraction=lambda share: on_fraction(_CUT + (1 - _CUT) * share, "repair"),
         )  # fmt: skip
-        cut, _ = estimate_statistics(cut, guidance.batches)
     return cut, ChannelReport(
         before=total_cost(model),
         after=total_cost(cut),
