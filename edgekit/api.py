@@ -103,7 +103,7 @@ def data(source: str | Path, model: Model, *, batch: int = _BATCH, role: str = "
 def channels(  # noqa: PLR0913  the whole step in one call
     model: Model, *, macs: float | str | None = None, params: float | str | None = None,
     latency_ms: float | str | None = None, table: str | Path | None = None,
-    data: Batches | None = None, criterion: str = "l2", budget: str = "global", multiple: int = 8,
+    data: Batches | None = None, criterion: str = "auto", budget: str = "auto", multiple: int = 8,
     samples: int = 512, repair: bool = True, seed: int = 0,
 ) -> tuple[Model, ChannelReport]:  # fmt: skip
     """The Model with whole channels removed down to its limits; `report.plan` says which.

@@ -300,10 +300,10 @@ def channels(
             help="Which units matter: l1, l2, bn_scale, fpgm, random; with --data taylor, "
             "activation, entropy, thinet."
         ),
-    ] = "l2",
+    ] = "auto",
     budget: Annotated[
         str, typer.Option(help="How much from where: uniform, global, sensitivity or latency.")
-    ] = "global",
+    ] = "auto",
     data: Annotated[
         str, typer.Option("--data", help="Samples; with them what is left is repaired.")
     ] = "",

@@ -237,7 +237,8 @@ class EvaluateSection(Section):
 class ChannelsSection(Section):
     """Structured channel removal down to limits: a share up to 1, a count, or a text like "50%".
 
-    `latency_ms` needs `table`, a file that `edgekit table` wrote. `repair`: the weights that are
+    `latency_ms` needs `table`, a file that `edgekit table` wrote. `criterion` and `budget`: see
+    `compress.channels.cut.CutOptions`. `repair`: the weights that are
     left are fitted anew on the calibration samples.
     """
 
@@ -246,9 +247,18 @@ class ChannelsSection(Section):
     latency_ms: Milliseconds | None = None
     table: Text | None = None
     criterion: Literal[
-        "l1", "l2", "bn_scale", "fpgm", "taylor", "activation", "entropy", "thinet", "random"
-    ] = "l2"
-    budget: Literal["uniform", "global", "sensitivity", "latency"] = "global"
+        "auto",
+        "l1",
+        "l2",
+        "bn_scale",
+        "fpgm",
+        "taylor",
+        "activation",
+        "entropy",
+        "thinet",
+        "random",
+    ] = "auto"
+    budget: Literal["auto", "uniform", "global", "sensitivity", "latency"] = "auto"
     samples: Whole = 512
     repair: bool = True
     seed: int = Field(default=0, ge=0, lt=2**63)

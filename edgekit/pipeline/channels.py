@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from edgekit import files
 from edgekit.compress.channels.budget import How
@@ -19,7 +19,15 @@ from edgekit.compress.channels.budgeting.latency import (
     roofline_latency,
 )
 from edgekit.compress.channels.budgeting.limits import Limits, parse_limit
-from edgekit.compress.channels.cut import CutOptions, Guidance, LatencyOf, cut_channels
+from edgekit.compress.channels.cut import (
+    AUTO,
+    CHOSEN,
+    SCORED,
+    CutOptions,
+    Guidance,
+    LatencyOf,
+    cut_channels,
+)
 from edgekit.compress.channels.groups import ChannelGroup
 from edgekit.compress.channels.sensitivity import measure_sensitivity
 from edgekit.data.batches import Batches, load_batches
@@ -56,8 +64,8 @@ class ChannelsRequest:
     targets: tuple[str, ...] = ()
     precision: Precision = "fp32"
     batch: int = 1
-    criterion: str = "l2"
-    budget: How = "global"
+    criterion: str = AUTO
+    budget: How | Literal["auto"] = AUTO
     multiple: int | None = None
     data: str = ""
     recipe: Path | None = None
@@ -127,13 +135,16 @@ def guidance_of(
 ) -> Guidance:
     """What a cut may go by; damage is measured through the reference runtime."""
 
+    def on_share(share: float) -> None:
+        on_fraction(SCORED + (CHOSEN - SCORED) * share, "sensitivity")
+
     def damage_of(
         model: Model, groups: Sequence[ChannelGroup], scores: Sequence[Array]
     ) -> Sequence[Array]:
         assert batches is not None
         return measure_sensitivity(
             model, groups, scores, batches, open_model=reference_runtime.open_model,
-            on_fraction=lambda share: on_fraction(share, "sensitivity"),
+            on_fraction=on_share,
         ).damage  # fmt: skip
 
     return Guidance(
@@ -175,15 +186,17 @@ def _latency_of(
     return estimated
 
 
-def budget_named(name: str) -> How:
+def budget_named(name: str) -> How | Literal["auto"]:
     """The way of that name to share a budget out. Raises InputError for an unknown one."""
+    if name == AUTO:
+        return AUTO
     known: tuple[How, ...] = get_args(How)
     for one in known:
         if one == name:
             return one
     near = difflib.get_close_matches(name, known, 1)
     raise InputError(
-        f'there is no budget called "{name}"', wanted=", ".join(known),
+        f'there is no budget called "{name}"', wanted=", ".join([AUTO, *known]),
         hint=f'Did you mean "{near[0]}"?' if near else "",
     )  # fmt: skip
 

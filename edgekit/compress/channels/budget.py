@@ -45,7 +45,7 @@ def choose(  # noqa: PLR0913
                      it, but where scores are `summed` over these already
         sensitivity  the least damage; `damage[i]` (3,) is what was lost where 25, 50 and 75% of the
                      units of group i left, the lowest scores first; between, it follows the scores
-        latency      as `global`, for a limit in milliseconds
+        latency      for a limit in milliseconds: as `sensitivity` with `damage`, else as `global`
 
     Within a group the units of the highest scores stay. The result leaves no room in which another
     allowed count of any group would fit. Raises InputError for limits that cannot be met, naming
@@ -71,7 +71,7 @@ def choose(  # noqa: PLR0913
     ]
     every = _every_loss(groups, scores, order, summed=summed)
     losses = [loss[rungs] for loss, rungs in zip(every, removed, strict=True)]
-    if how == "sensitivity":
+    if how == "sensitivity" or (how == "latency" and damage is not None):
         losses = _from_curves(groups, losses, every, damage)
     knapsack = Knapsack(removed=removed, damage=losses, models=models, limits=most)
     _check_reachable(knapsack, tuple(wanted), multiple)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -23,27 +23,30 @@ from edgekit.models.cost import Cost, total_cost
 from edgekit.models.model import Model
 from edgekit.values import Array
 
+AUTO: Literal["auto"] = "auto"
+
 OnFraction: TypeAlias = Callable[[float, str], None]
 LatencyOf: TypeAlias = Callable[[Model, Sequence[ChannelGroup]], Latency]
 """How long a Model takes as a function of what leaves its groups."""
 DamageOf: TypeAlias = Callable[[Model, Sequence[ChannelGroup], Sequence[Array]], Sequence[Array]]
 """What the outputs lose as each group alone loses 25, 50, 75% of its units by these scores."""
 
-_SCORED, _CHOSEN, _CUT = 0.3, 0.45, 0.5  # of the time, where there are data
+SCORED, CHOSEN, _CUT = 0.3, 0.45, 0.5  # of the time, where there are data
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutOptions:
     """How much to take, from where, and what counts as little loss.
 
-    `multiple`: what kept counts are multiples of (`ladders.allowed_counts`). `samples` are looked
-    at by criteria that look at data. `repair`: with data, the weights that are left are fitted
-    anew (`reconstruct`).
+    `auto`: the criterion is taylor with samples and l2 without, the budget goes by latency where
+    that is limited, else over all groups. `multiple`: what kept counts are multiples of
+    (`ladders.allowed_counts`). `samples` are looked at by criteria that look at data. `repair`:
+    with data, the weights that are left are fitted anew (`reconstruct`).
     """
 
     limits: Limits
-    criterion: str = "l2"
-    budget: How = "global"
+    criterion: str = AUTO
+    budget: How | Literal["auto"] = AUTO
     multiple: int = 8
     samples: int = 512
     repair: bool = True
@@ -119,6 +122,7 @@ def cut_channels(
     """
     guidance = guidance or Guidance()
     given = options.limits.given()
+    options = _decided(options, guidance)
     groups = find_groups(model)
     if not groups.groups:
         reasons = sorted(set(groups.frozen.values()))
@@ -130,13 +134,13 @@ def cut_channels(
     scores = score_groups(
         options.criterion, model, groups.groups, batches=guidance.batches, seed=options.seed,
         samples=options.samples,
-        on_fraction=lambda share: on_fraction(_SCORED * share, options.criterion),
+        on_fraction=lambda share: on_fraction(SCORED * share, options.criterion),
     )  # fmt: skip
     costs = costs_of(model, groups.groups)
     if "latency_ms" in given and guidance.latency_of is not None:
         costs = replace(costs, latency=guidance.latency_of(model, groups.groups))
     kept = _choose(model, groups, scores, costs, options, guidance)
-    on_fraction(_CHOSEN, "cut")
+    on_fraction(CHOSEN, "cut")
     cut, plan = remove_channels(model, groups, kept)
     repair = None
     if guidance.batches is not None and options.repair:
@@ -159,23 +163,35 @@ def cut_channels(
     )
 
 
+def _decided(options: CutOptions, guidance: Guidance) -> CutOptions:
+    """The options with `auto` replaced."""
+    criterion: str = options.criterion
+    if criterion == AUTO:
+        criterion = "l2" if guidance.batches is None else "taylor"
+    budget = options.budget
+    if budget == AUTO:
+        budget = "global" if options.limits.latency_ms is None else "latency"
+    return replace(options, criterion=criterion, budget=budget)
+
+
 def _choose(
     model: Model, groups: Groups, scores: Sequence[Array], costs: Costs, options: CutOptions,
     guidance: Guidance,
 ) -> tuple[Array, ...]:  # fmt: skip
-    damage = None
-    if options.budget == "sensitivity":
-        if guidance.damage_of is None:
-            raise InputError(
-                "a budget by sensitivity needs samples", where="compress.channels.budget",
-                hint="Give --data; labels are not needed.",
-            )  # fmt: skip
+    damage, how = None, options.budget
+    assert how != AUTO
+    if options.budget == "sensitivity" and guidance.damage_of is None:
+        raise InputError(
+            "a budget by sensitivity needs samples", where="compress.channels.budget",
+            hint="Give --data; labels are not needed.",
+        )  # fmt: skip
+    if options.budget in ("sensitivity", "latency") and guidance.damage_of is not None:
         damage = guidance.damage_of(model, groups.groups, scores)
 
     def choose_with(costs: Costs) -> tuple[Array, ...]:
         return choose(
             groups.groups, scores, costs, options.limits,
-            how=options.budget, multiple=options.multiple, damage=damage,
+            how=how, multiple=options.multiple, damage=damage,
             summed=options.criterion in DAMAGE_CRITERIA,
         )  # fmt: skip
 
