@@ -251,7 +251,7 @@ def plot(found: dict[float, dict[str, Any]], whole: float, criterion: str) -> st
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, nargs="?", default=os.environ.get("EDGEKIT_DATA"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/resnet20"))
+    parser.add_argument("--out", type=Path, default=Path("build/resnet20"))
     parser.add_argument("--criteria", nargs="*", choices=sorted(CRITERIA), default=list(CRITERIA))
     parser.add_argument("--peer")
     parser.add_argument("--samples", type=int, default=2048)

@@ -17,7 +17,7 @@ from edgekit.compress.channels.budget import allowed_counts
 from edgekit.compress.channels.budgeting.limits import Limits
 from edgekit.compress.channels.criteria import score_groups
 from edgekit.compress.channels.cut import ChannelReport, CutOptions, cut_channels
-from edgekit.compress.channels.groups import find_groups
+from edgekit.compress.channels.groups import Groups, find_groups
 from edgekit.compress.channels.plan import Plan, plan_from_json
 from edgekit.compress.channels.remove import remove_channels
 from edgekit.errors import InputError
@@ -357,3 +357,188 @@ def test_real_architectures(shared_data: Path, tmp_path: Path, name: str) -> Non
     cut, report = halved(model, macs=0.5, multiple=8)
     assert 0.4 < report.after.macs / report.before.macs <= 0.5
     assert_equivalent(model, cut, report.plan, model.inputs[0].name)
+
+
+def as_model(net: Net, folder: Path, *, opset: int = 17) -> Model:
+    """The net with a fixed batch of 1, and an opset of its own."""
+    graph = helper.make_graph(
+        net.nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_empty_tensor_value_info("y")], net.constants,
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(onnx.shape_inference.infer_shapes(proto), folder / "net.onnx")
+    return load(folder / "net.onnx")
+
+
+def first_units(groups: Groups, share: float = 0.5) -> list[Array]:
+    return [np.arange(max(1, round(share * group.units))) for group in groups.groups]
+
+
+def test_detection_heads_stay_and_what_they_read_can_go(tmp_path: Path) -> None:
+    net = Net(12)
+    trunk = net.relu(net.conv("x", "trunk", 16))
+    for name, numbers in (("boxes", 4), ("scores", 6)):
+        net.conv(trunk, f"{name}.conv", 3 * numbers)
+        net.add("Transpose", [f"{name}.conv"], f"{name}.t", perm=[0, 2, 3, 1])
+        shape = net.constant(f"{name}.shape", np.array([1, 192, numbers], np.int64))
+        net.add("Reshape", [f"{name}.t", shape], name)
+    net.add("Transpose", ["scores"], "by_class", perm=[0, 2, 1])
+    net.add("NonMaxSuppression", ["boxes", "by_class"], "y")
+    groups = find_groups(as_model(net, tmp_path))
+    assert [group.name for group in groups.groups] == ["trunk.w"]
+    assert groups.frozen == {
+        "boxes.conv.w": "NonMaxSuppression y stands in the way",
+        "scores.conv.w": "NonMaxSuppression y stands in the way",
+    }
+    cut, _ = remove_channels(as_model(net, tmp_path), groups, first_units(groups))
+    assert cut.graph.initializers["boxes.conv.w"].shape == (12, 8, 3, 3)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_the_sizes_of_a_split_follow_in_every_opset(tmp_path: Path, opset: int) -> None:
+    net = Net(13)
+    a = net.relu(net.conv("x", "a", 16))
+    options = {"num_outputs": 2} if opset >= 18 else {}
+    net.nodes.append(helper.make_node("Split", [a], ["l", "r"], name="split", axis=1, **options))
+    net.channels |= {"l": 8, "r": 8}
+    net.conv("l", "b", 8)
+    net.add("Concat", ["r", "b"], "both", axis=1)
+    net.channels["both"] = 16
+    net.conv("both", "y", 4)
+    model = as_model(net, tmp_path, opset=opset)
+    groups = find_groups(model)
+    kept = [np.arange(group.units - 1 - k) for k, group in enumerate(groups.groups)]
+    cut, plan = remove_channels(model, groups, kept)
+    assert_equivalent(model, cut, plan)
+    assert total_cost(cut).macs < total_cost(model).macs
+
+
+def test_a_recurrent_layer_reads_fewer_and_keeps_its_state(tmp_path: Path) -> None:
+    net = Net(14)
+    a = net.relu(net.conv("x", "a", 16))
+    net.add("ReduceMean", [a], "rows", axes=[2], keepdims=0)
+    net.add("Transpose", ["rows"], "steps", perm=[2, 0, 1])
+    weights = [net.weights("w", 1, 20, 16), net.weights("r", 1, 20, 5)]
+    net.nodes.append(helper.make_node("LSTM", ["steps", *weights], ["y"], hidden_size=5, name="y"))
+    model = as_model(net, tmp_path)
+    groups = find_groups(model)
+    cut, plan = remove_channels(model, groups, first_units(groups))
+    assert cut.graph.initializers["w"].shape == (1, 20, 8)
+    assert_equivalent(model, cut, plan)
+
+
+@pytest.mark.parametrize(("count", "units"), [(2, 8), (8, 8), (4, 4)])
+def test_group_normalisation_loses_whole_groups_or_places_of_each(
+    tmp_path: Path, count: int, units: int
+) -> None:
+    """As exporters write it: InstanceNormalization over the places of each group."""
+    net = Net(15)
+    net.conv("x", "a", 16)
+    there = net.constant("there", np.array([0, count, -1], np.int64))
+    back = net.constant("back", np.array([1, 16, 8, 8], np.int64))
+    ones, zeros = (
+        net.constant(name, np.full(count, value, np.float32))
+        for name, value in (("s", 1), ("z", 0))
+    )
+    net.add("Reshape", ["a", there], "grouped")
+    net.add("InstanceNormalization", ["grouped", ones, zeros], "level")
+    net.add("Reshape", ["level", back], "n")
+    net.channels["n"] = 16
+    net.conv("n", "y", 4)
+    model = as_model(net, tmp_path)
+    groups = find_groups(model)
+    (group,) = groups.groups
+    assert (group.units, group.channels_per_unit) == (units, 16 // units)
+    kept = np.array([0, 2])
+    cut, plan = remove_channels(model, groups, [kept])
+    x = np.random.default_rng(3).normal(size=(1, 3, 8, 8)).astype(np.float32)
+
+    # By hand: the channels that stay, each group of them normalised by itself.
+    def weight(name: str) -> Array:
+        return np.array(constant_of(model.graph.initializers[name]))
+
+    channels = plan.kept["a.w", 0]
+    a = convolved(x, weight("a.w")[channels], weight("a.b")[channels])
+    rows = a.reshape(1, count if count == 2 else 2, -1)
+    level = (rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + 1e-5)
+    wide = level.reshape(1, len(channels), 8, 8)
+    expected = convolved(wide, weight("y.w")[:, channels], weight("y.b"))
+    found = run_reference(cut, {"x": x})[0]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def convolved(x: Array, weight: Array, bias: Array) -> Array:
+    """A 3 x 3 convolution with a border of zeros, in plain numpy."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    found: Array = np.einsum("ncyxij,ocij->noyx", windows, weight) + bias[:, None, None]
+    return found
+
+
+def test_a_written_out_layer_normalisation_is_cut_with_its_statistics(tmp_path: Path) -> None:
+    net = Net(16)
+    net.conv("x", "a", 16)
+    net.add("ReduceMean", ["a"], "mean", axes=[1])
+    net.add("Sub", ["a", "mean"], "centred")
+    net.add("Mul", ["centred", "centred"], "square")
+    net.add("ReduceMean", ["square"], "var", axes=[1])
+    net.add("Add", ["var", net.constant("eps", np.array(1e-5, np.float32))], "safe")
+    net.add("Sqrt", ["safe"], "std")
+    net.add("Div", ["centred", "std"], "level")
+    net.channels["level"] = 16
+    net.conv("level", "y", 4)
+    model = as_model(net, tmp_path)
+    groups = find_groups(model)
+    assert [group.name for group in groups.groups] == ["a.w"]
+    cut, _ = remove_channels(model, groups, first_units(groups))
+    x = np.random.default_rng(3).normal(size=(1, 3, 8, 8)).astype(np.float32)
+
+    def weight(name: str) -> Array:
+        return np.array(constant_of(model.graph.initializers[name]))
+
+    a = convolved(x, weight("a.w")[:8], weight("a.b")[:8])
+    level = (a - a.mean(1, keepdims=True)) / np.sqrt(a.var(1, keepdims=True) + 1e-5)
+    expected = convolved(level, weight("y.w")[:, :8], weight("y.b"))
+    found = run_reference(cut, {"x": x})[0]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_mean_over_channels_for_anything_else_stands_in_the_way(tmp_path: Path) -> None:
+    net = Net(17)
+    net.conv("x", "a", 16)
+    net.add("ReduceMean", ["a"], "attention", axes=[1])
+    net.add("Mul", ["a", "attention"], "scaled")
+    net.channels["scaled"] = 16
+    net.conv("scaled", "y", 4)
+    groups = find_groups(as_model(net, tmp_path))
+    assert not groups.groups
+    assert groups.frozen["a.w"] == "ReduceMean attention stands in the way"
+
+
+def test_the_first_layer_of_a_grey_picture_is_no_depthwise_one(tmp_path: Path) -> None:
+    net = Net(18)
+    net.channels["x"] = 1
+    a = net.relu(net.conv("x", "a", 16))
+    net.conv(a, "y", 4)
+    graph = helper.make_graph(
+        net.nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 8, 8])], net.constants,
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, tmp_path / "net.onnx")
+    groups = find_groups(load(tmp_path / "net.onnx"))
+    assert [(group.name, group.units) for group in groups.groups] == [("a.w", 16)]
+
+
+def test_a_width_that_becomes_a_number_to_compute_with_stays(tmp_path: Path) -> None:
+    net = Net(19)
+    a = net.conv("x", "a", 16)
+    net.add("Shape", [a], "shape")
+    one = net.constant("one", np.array(1, np.int64))
+    net.add("Gather", ["shape", one], "width")
+    net.add("Cast", ["width"], "real", to=TensorProto.FLOAT)
+    net.add("Div", [a, "real"], "scaled")
+    net.channels["scaled"] = 16
+    net.conv("scaled", "y", 4)
+    groups = find_groups(as_model(net, tmp_path))
+    assert groups.frozen["a.w"] == "Cast real computes with its sizes"

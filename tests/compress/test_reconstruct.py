@@ -34,8 +34,8 @@ from edgekit.values import Array
 torch = pytest.importorskip("torch", reason="needs the compress extra")
 pytestmark = pytest.mark.torch
 
-from edgekit.compress.channels.least_squares import fit, no_rows  # noqa: E402
-from edgekit.compress.channels.products import find_products  # noqa: E402
+from edgekit.compress.channels.repair.least_squares import fit, no_rows  # noqa: E402
+from edgekit.compress.channels.repair.products import find_products  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import run_reference  # noqa: E402

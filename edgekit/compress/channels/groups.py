@@ -120,10 +120,10 @@ def _merge(roots: Array, pairs: Sequence[tuple[Array, Array]]) -> Array:
 
 def _decide(found: Trace, roots: Array) -> Array:
     """The roots after each fork has gone the way that leaves the most channels to choose from."""
+    frozen = np.concatenate([ids for ids, _ in found.frozen] or [np.zeros(0, np.int64)])
     for fork in found.forks:
         stays = np.zeros(len(roots), bool)
-        for ids, _ in found.frozen:
-            stays[roots[ids]] = True
+        stays[roots[frozen]] = True
         best = max(fork.options, key=lambda option: _choices(fork, roots, stays, option))
         roots = _merge(roots, [_spread(a, b) for a, b in best])
     return roots

@@ -116,7 +116,7 @@ def reconstruct(
     without torch.
     """
     try:
-        from edgekit.compress.channels.refit import refit
+        from edgekit.compress.channels.repair.refit import refit
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             "the closed-form repair runs the networks, which needs torch", where=_WHERE,

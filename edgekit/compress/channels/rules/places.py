@@ -22,6 +22,8 @@ from edgekit.compress.channels.rules.trace import (
 from edgekit.models.model import attribute
 from edgekit.values import Array
 
+_SPLIT_BY_INPUT = 13  # the first opset in which the sizes of a Split are an input
+
 
 def concat(found: Trace, node: ir.Node) -> None:
     """The channels of all inputs one after another, or merged where another axis is joined."""
@@ -102,7 +104,7 @@ def split(found: Trace, node: ir.Node) -> None:
     ends = np.cumsum([length[0] for length in lengths])
     begins = [0, *ends[:-1].tolist()]
     written = [length[0] for length in lengths]
-    by_attribute = attribute(node, "split", None) is not None
+    by_attribute = found.opset < _SPLIT_BY_INPUT
     computed = len(node.inputs) > 1 and node.inputs[1] is not None and constants_of(node, 1) is None
     for begin, end, index, output in zip(
         begins, ends.tolist(), range(len(written)), node.outputs, strict=True

@@ -24,7 +24,7 @@ _PROBED = 64  # the size of a dynamic axis that nobody gave: a picture's sides
 def trace(model: Model) -> Trace:
     """What the graph alone says about its channels. Linear in nodes times channels."""
     graph = model.graph
-    found = Trace(sizes=_sizes(model))
+    found = Trace(opset=model.opset, sizes=_sizes(model))
     for value in graph.inputs:
         sizes = found.sizes_of(value)
         if sizes is not None and len(sizes) > 1 and not value.is_initializer():

@@ -96,9 +96,11 @@ class Rewrite:
 class Trace:
     """All that one walk over a graph learns; `node` is the one whose rule is at work.
 
-    `sizes` has the sizes of every value, at a batch of 1 where the batch is open.
+    `sizes` has the sizes of every value, at a batch of 1 where the batch is open. `opset` is the
+    graph's: what a shape is written in, an input or an attribute, depends on it.
     """
 
+    opset: int
     sizes: Mapping[ir.Value, tuple[int, ...] | None]
     labels: dict[ir.Value, tuple[Part, ...]] = field(default_factory=dict)
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
@@ -259,16 +261,11 @@ def pass_on(found: Trace, node: ir.Node) -> None:
     """The output has the channels of the first input, on the same axes."""
     source, output = node.inputs[0], node.outputs[0]
     parts = found.parts(source)
-    if not parts:
-        return
-    if found.sizes_of(source) != found.sizes_of(output) or any(
-        other.uses() for other in node.outputs[1:]
-    ):
-        kept = [p for p in parts if _same_along(found, source, output, p.axes)]
-        if len(kept) < len(parts) or any(other.uses() for other in node.outputs[1:]):
-            freeze_around(found, node)
-            return
-    found.label(output, parts)
+    same = all(_same_along(found, source, output, part.axes) for part in parts)
+    if not same or any(other.uses() for other in node.outputs[1:]):
+        freeze_around(found, node)
+    else:
+        found.label(output, parts)
 
 
 def _same_along(

@@ -95,18 +95,24 @@ def normalisation(found: Trace, node: ir.Node) -> None:
     them, as exporters write GroupNormalization) leave the statistics when they go.
     """
     source = node.inputs[0]
+    by_sample = node.op_type == "InstanceNormalization"
     kept = []
     for part in found.parts(source):
-        over_places = [axis for axis in part.axes if axis > 1]
-        if node.op_type == "InstanceNormalization" and len(over_places) == len(part.axes):
-            kept.append(part)
+        if 1 not in part.axes:
+            if by_sample and 0 not in part.axes:
+                kept.append(part)
+            else:
+                found.freeze(part.ids, in_the_way(node))
             continue
-        single = found.off(part, [axis for axis in part.axes if axis != 1])
-        if single is None or single.axes != (1,):
-            found.freeze(part.ids, in_the_way(node))
-            continue
+        whole = part if by_sample and 0 not in part.axes else None
+        single = whole or found.off(part, [axis for axis in part.axes if axis != 1])
+        assert single is not None
         for place in range(1, len(node.inputs)):
-            _bias(found, node, place, single.ids)
+            value = node.inputs[place]
+            if value is not None and is_stored(value):
+                found.tie(value, 0, single.cells(1), "along")
+            else:
+                found.freeze(single.ids, f"an input of {named(node)} is computed")
         kept.append(single)
     found.label(node.outputs[0], kept)
 

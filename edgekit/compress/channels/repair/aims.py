@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.compress.channels.products import Product
+from edgekit.compress.channels.repair.products import Product
 from edgekit.models.model import attribute, constant_of
 from edgekit.values import Array
 

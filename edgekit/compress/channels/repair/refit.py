@@ -11,12 +11,12 @@ import onnx_ir.passes.common as passes
 import torch
 from torch import Tensor
 
-from edgekit.compress.channels.aims import Aim, find_aim
-from edgekit.compress.channels.least_squares import Fit, Rows, fit, no_rows
 from edgekit.compress.channels.plan import Plan
-from edgekit.compress.channels.products import Product, find_products
 from edgekit.compress.channels.reconstruct import LayerRepair, ReconstructOptions
-from edgekit.compress.channels.stages import Stages, Values, memory_bytes
+from edgekit.compress.channels.repair.aims import Aim, find_aim
+from edgekit.compress.channels.repair.least_squares import Fit, Rows, fit, no_rows
+from edgekit.compress.channels.repair.products import Product, find_products
+from edgekit.compress.channels.repair.stages import Stages, Values, memory_bytes
 from edgekit.data.batches import Batches
 from edgekit.errors import InputError
 from edgekit.models.model import Model, after_step, constant_of, editable, set_parameter
