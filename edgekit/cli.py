@@ -311,10 +311,11 @@ def channels(
     table: Annotated[
         Path | None, typer.Option(help="Layer times that edgekit table wrote; else measured here.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Of the latency.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Of the latency.")] = 1,
     precision: Annotated[str, typer.Option(help="Of the latency: fp32 or int8.")] = "fp32",
     multiple: Annotated[
-        int | None, typer.Option(help="Keep multiples of it; else what the targets prefer, or 8.")
+        int | None,
+        typer.Option(min=1, help="Keep multiples of it; else what the targets prefer, or 8."),
     ] = None,
     repair: Annotated[
         bool, typer.Option(help="Fit the weights that are left, on the data.")

@@ -173,3 +173,19 @@ def test_a_table_of_another_network_is_refused(residual_path: Path) -> None:
     Path("table.json").write_text("{}")
     error = refused(residual_path, "--latency-ms", "50%", "--table", "table.json")
     assert "no table of layers" in error["what"]
+
+
+def test_a_model_that_cannot_be_written_leaves_no_plan(residual_path: Path) -> None:
+    Path("small.onnx").mkdir()
+    code, document = channels(residual_path, "--macs", "0.5", "-o", "small.onnx")
+    assert code in (2, 6), document
+    assert not Path("small.plan.json").exists()
+
+
+@pytest.mark.torch
+def test_the_defaults_with_data_are_taylor_and_repair(residual_path: Path, samples: str) -> None:
+    pytest.importorskip("torch", reason="needs the compress extra")
+    _, report = channels(residual_path, "--macs", "0.5", "--data", samples, "-o", "small.onnx")
+    assert (report["criterion"], report["budget"]) == ("taylor", "global")
+    _, report = channels(residual_path, "--macs", "0.5", "-o", "small.onnx")
+    assert (report["criterion"], report["budget"]) == ("l2", "global")

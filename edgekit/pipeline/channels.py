@@ -103,10 +103,21 @@ def cut_file(request: ChannelsRequest, *, on_event: OnEvent) -> dict[str, Any]:
     )
     on_event(StepEvent(step=_STEP, target="", state="done"))
     plan = request.out.with_suffix(".plan.json")
-    files.write_text(plan, report.plan.to_json())
-    save(cut, request.out)
+    _write_both(cut, request.out, report.plan.to_json(), plan)
     found = report.to_json()
     return {**found, "said": channels_line(found), "model": str(request.out), "plan": str(plan)}
+
+
+def _write_both(model: Model, path: Path, plan: str, plan_path: Path) -> None:
+    """The model and its plan; where the model cannot be written, no new plan stays behind."""
+    was_there = plan_path.exists()
+    files.write_text(plan_path, plan)
+    try:
+        save(model, path)
+    except BaseException:
+        if not was_there:
+            plan_path.unlink(missing_ok=True)
+        raise
 
 
 def channels_line(report: Mapping[str, Any]) -> str:

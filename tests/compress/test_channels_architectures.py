@@ -143,6 +143,21 @@ class Attention(nn.Module):
         return x.transpose(1, 2).reshape(n, c, h, w)
 
 
+class Tokens(nn.Module):
+    """ViT: a class token in front, positions, and the token alone behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 32))
+        self.positions = nn.Parameter(torch.randn(1, 257, 32))
+        self.mlp = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.token.expand(x.shape[0], -1, -1)
+        x = torch.cat([tokens, x.flatten(2).transpose(1, 2)], 1) + self.positions
+        return (x + self.mlp(x))[:, 0, :, None, None]
+
+
 class PlainAttention(nn.Module):
     """torch's own multi-head attention."""
 
@@ -248,6 +263,7 @@ BODIES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "padded shortcut": (PaddedShortcut, 16, 32),
     "attention": (Attention, 32, 32),
     "multi-head attention": (PlainAttention, 32, 32),
+    "class token": (Tokens, 32, 32),
     "gate": (Gate, 16, 16),
     "dense block": (Dense, 16, 48),
     "shared weights": (Twice, 16, 16),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.compress.channels.rules.shapes import follow_shape
 from edgekit.compress.channels.rules.trace import (
     Part,
     Rewrite,
@@ -386,14 +387,7 @@ def expand(found: Trace, node: ir.Node) -> None:
         if any(before[axis] != after[axis + shift] for axis in part.axes):
             found.freeze(part.ids, f"{named(node)} repeats it over all channels")
             continue
-        for axis in placed.axes:
-            written = constants_of(node, 1)
-            if written is None:
-                found.freeze(part.ids, f"the shape of {named(node)} is computed")
-                continue
-            position = axis - (len(after) - written.size)
-            if position >= 0 and written[position] != 1:
-                found.rewrite(node, 1, written, position, placed.cells(axis))
+        follow_shape(found, node, placed)
         moved.append(placed)
     found.label(output, moved)
 

@@ -46,7 +46,7 @@ def reshape(found: Trace, node: ir.Node) -> None:
             moved.append(new)
     if node.op_type == "Reshape":
         for part in moved:
-            _follow(found, node, part)
+            follow_shape(found, node, part)
     found.label(output, moved)
 
 
@@ -126,23 +126,33 @@ def _varying(axes: Sequence[int], ids: Array) -> tuple[tuple[int, ...], Array]:
     return tuple(kept), np.squeeze(ids, squeezed)
 
 
-def _follow(found: Trace, node: ir.Node, part: Part) -> None:
-    """The numbers of a Reshape's shape follow, or its channels stay."""
+def follow_shape(found: Trace, node: ir.Node, part: Part) -> None:
+    """The numbers in the shape that a Reshape or an Expand reads follow, or the channels stay."""
+    rank = len(found.sizes_of(node.outputs[0]) or ())
     for axis in part.axes:
         cells = part.cells(axis)
-        entry = size_entry(found, node, 1, axis)
-        if isinstance(entry, Written) and entry.number == -1:
+        place = axis
+        if node.op_type == "Expand":  # a shorter shape is broadcast from the right
+            place -= rank - (found.sizes_of(node.inputs[1]) or (rank,))[0]
+            if place < 0:
+                continue
+        entry = size_entry(found, node, 1, place)
+        if isinstance(entry, Written) and entry.number == _KEPT_BY[node.op_type]:
             continue
-        if isinstance(entry, Written) and entry.number == 0 and not attribute(node, "allowzero", 0):
+        may_copy = node.op_type == "Reshape" and not attribute(node, "allowzero", 0)
+        if may_copy and isinstance(entry, Written) and entry.number == 0:
             entry = Copied(node.inputs[0], axis)
         if isinstance(entry, Copied) and _counted_alike(found, entry, cells):
             continue
         if isinstance(entry, Written):
             found.rewrite(entry.node, entry.place, entry.array, entry.position, cells)
-        elif _can_infer(found, node):
+        elif node.op_type == "Reshape" and _can_infer(found, node):
             found.infer(node, axis, cells)
         else:
             found.freeze(cells, f"the shape of {named(node)} is computed")
+
+
+_KEPT_BY = {"Reshape": -1, "Expand": 1}  # numbers that say of a size: inferred, as it is
 
 
 def _counted_alike(found: Trace, entry: Copied, cells: Array) -> bool:
