@@ -332,6 +332,19 @@ def test_heads_are_the_units_of_attention() -> None:
         assert len(heads) == 1, name
 
 
+def test_a_class_token_goes_along_and_is_no_weight() -> None:
+    model = exported("class token")
+    roles = {
+        member.parameter: member.role
+        for group in find_groups(model).groups
+        for member in group.members
+        if member.parameter.startswith("body.")
+    }
+    assert roles.pop("body.token") == roles.pop("body.positions") == "along"
+    assert roles["body.mlp.1.bias"] == "along"
+    assert roles["body.mlp.0.weight"] == "along"
+
+
 def test_a_shuffle_loses_the_same_places_of_each_group() -> None:
     assert all(units <= 8 for units in units_of("channel shuffle").values())
 

@@ -14,8 +14,10 @@ import onnx_ir as ir
 
 from edgekit.compress.channels.rules.trace import (
     Part,
+    Slot,
     Trace,
     freeze_around,
+    in_the_way,
     is_stored,
     named,
 )  # fmt: skip
@@ -84,18 +86,23 @@ def meet(
         mine = [[part for part in parts if set(part.axes) <= set(axes)] for parts in placed]
         shape = tuple(sizes[axis] for axis in axes)
         involved = [part for parts in mine for part in parts]
+        fewest = min(involved, key=lambda part: part.ids.ndim)
         reason = _refused(found, node, operands, mine, axes)
-        if reason or any(len(parts) > 1 for parts in mine):
+        if reason:
             for part in involved:
-                found.freeze(part.ids, reason or f"{named(node)} stands in the way")
-        spread = [_spread(part, axes, shape) for part in involved]
-        first = min(range(len(involved)), key=lambda k: involved[k].ids.ndim)
-        if not reason and all(len(parts) <= 1 for parts in mine):
-            for other in spread:
-                found.union(spread[first], other)
-        slots = tuple(dict.fromkeys(slot for part in involved for slot in part.slots))
-        met.append(replace(involved[first], slots=slots))
+                found.freeze(part.ids, reason)
+        else:
+            for part in involved:
+                found.union(_spread(fewest, axes, shape), _spread(part, axes, shape))
+        met.append(replace(fewest, slots=common_slots(involved)))
     return met
+
+
+def common_slots(parts: Sequence[Part]) -> tuple[Slot, ...]:
+    """The slots that stored tensors alone came from; none where anything else takes part."""
+    if not all(part.slots for part in parts):
+        return ()
+    return tuple(dict.fromkeys(slot for part in parts for slot in part.slots))
 
 
 def _components(axes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -112,7 +119,12 @@ def _refused(
     found: Trace, node: ir.Node, operands: Sequence[Operand], mine: Sequence[Sequence[Part]],
     axes: Sequence[int],
 ) -> str:  # fmt: skip
-    """Why these channels cannot be followed: an operand has entries there and says nothing."""
+    """Why these channels cannot be followed: an operand has entries there and says nothing.
+
+    Or it has two parts where another has one: which entries go together is not known.
+    """
+    if any(len(parts) > 1 for parts in mine):
+        return in_the_way(node)
     for (value, own_axes), parts in zip(operands, mine, strict=True):
         sizes = found.sizes[value] or ()
         if not parts and any(sizes[k] > 1 for k, axis in enumerate(own_axes) if axis in axes):
@@ -138,17 +150,13 @@ def summed(
     axis and produces what lies along one of its own.
     """
     for value, axes in operands:
+        others = [operand for operand in operands if operand[0] is not value]
         for part in found.parts(value) if is_constant(found, value) else ():
-            alone = not any(
-                axes[part.axes[0]] in others
-                and (found.sizes[other] or ())[others.index(axes[part.axes[0]])] > 1
-                for other, others in operands
-                if other is not value
-            )
+            axis = axes[part.axes[0]]
             for slot in part.slots:
-                if axes[part.axes[0]] not in kept:
+                if axis not in kept:
                     found.uses(slot, "consumed")
-                elif alone:
+                elif not any(_has_along(found, other, axis) for other in others):
                     found.uses(slot, "produced")
     weighted = any(is_constant(found, value) for value, _ in operands)
     outputs = []
@@ -162,6 +170,12 @@ def summed(
             axes = tuple(kept[axis] for axis in left.axes)
             outputs.append(replace(left, axes=axes, slots=()))
     found.label(node.outputs[0], outputs)
+
+
+def _has_along(found: Trace, operand: Operand, axis: int) -> bool:
+    """Whether an operand has more than one entry along an axis of the common space."""
+    value, axes = operand
+    return axis in axes and (found.sizes[value] or ())[axes.index(axis)] > 1
 
 
 def is_constant(found: Trace, value: ir.Value) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.compress.channels.rules.meeting import common_slots
 from edgekit.compress.channels.rules.shapes import follow_shape
 from edgekit.compress.channels.rules.trace import (
     Part,
@@ -86,8 +87,7 @@ def _across(
             continue
         for part in same[1:]:
             found.union(same[0].ids, part.ids)
-        slots = tuple(dict.fromkeys(slot for part in same for slot in part.slots))
-        made.append(replace(same[0], slots=slots))
+        made.append(replace(same[0], slots=common_slots(same)))
     return made
 
 
