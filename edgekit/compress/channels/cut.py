@@ -15,7 +15,11 @@ from edgekit.compress.channels.budgeting.limits import Limits
 from edgekit.compress.channels.criteria import DAMAGE_CRITERIA, score_groups
 from edgekit.compress.channels.groups import ChannelGroup, Groups, find_groups
 from edgekit.compress.channels.plan import Plan
-from edgekit.compress.channels.reconstruct import ReconstructReport, reconstruct
+from edgekit.compress.channels.reconstruct import (
+    ReconstructOptions,
+    ReconstructReport,
+    reconstruct,
+)
 from edgekit.compress.channels.remove import remove_channels
 from edgekit.data.batches import Batches
 from edgekit.errors import InputError
@@ -31,6 +35,8 @@ LatencyOf: TypeAlias = Callable[[Model, Sequence[ChannelGroup]], Latency]
 DamageOf: TypeAlias = Callable[[Model, Sequence[ChannelGroup], Sequence[Array]], Sequence[Array]]
 """What the outputs lose as each group alone loses 25, 50, 75% of its units by these scores."""
 
+_FITTED_MACS = 3e11  # of the original, over all samples that a repair looks at
+_LEAST_FITTED = 32
 SCORED, CHOSEN, _CUT = 0.3, 0.45, 0.5  # of the time, where there are data
 
 
@@ -41,7 +47,7 @@ class CutOptions:
     `auto`: the criterion is taylor with samples and l2 without, the budget goes by latency where
     that is limited, else over all groups. `multiple`: what kept counts are multiples of
     (`ladders.allowed_counts`). `samples` are looked at by criteria that look at data. `repair`:
-    with data, the weights that are left are fitted anew (`reconstruct`).
+    with data, the weights that are left are fitted anew (`reconstruct`), on up to 2,048 samples.
     """
 
     limits: Limits
@@ -146,6 +152,7 @@ def cut_channels(
     if guidance.batches is not None and options.repair:
         cut, repair = reconstruct(
             cut, model, plan, guidance.batches,
+            options=ReconstructOptions(samples=_fitted_samples(model), seed=options.seed),
             on_fraction=lambda share: on_fraction(_CUT + (1 - _CUT) * share, "repair"),
         )  # fmt: skip
     return cut, ChannelReport(
@@ -200,6 +207,12 @@ def _choose(
         return Really(macs=cost.macs, parameters=cost.parameters)
 
     return choose_checked(choose_with, costs, options.limits, groups.groups, really)
+
+
+def _fitted_samples(model: Model) -> int:
+    """On how many samples the repair fits: fewer for a large network, so that it takes minutes."""
+    affordable = _FITTED_MACS / max(1, total_cost(model).macs)
+    return int(min(ReconstructOptions().samples, max(_LEAST_FITTED, affordable)))
 
 
 def _expected(costs: Costs, groups: Groups, kept: Sequence[Array]) -> ExpectedLatency | None:
