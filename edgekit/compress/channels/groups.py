@@ -202,7 +202,8 @@ def _alike(found: Trace, roots: Array, entries: Mapping[tuple[str, int], Array])
         alike[classes] = last + 1 + kind
         last += len(kinds)
 
-    for array in entries.values():
+    # The parameters of a BatchNormalization have the same entries as the kernel: once is enough.
+    for array in {array.tobytes(): array for array in entries.values()}.values():
         tell_apart(*np.unique(array[array >= 0], return_counts=True))
     for rewrite in found.rewrites.values():
         for cells in rewrite.counts.values() if rewrite.separates else ():
@@ -226,21 +227,18 @@ def _groups(
         if kind
     }
     members: dict[int, list[Member]] = defaultdict(list)
+    known: dict[bytes, dict[int, Array]] = {}
     for key, array in entries.items():
         slot = found.slots[key]
-        present = np.unique(kinds[array[array >= 0]])
-        by_root = np.argsort(array, kind="stable")
-        ordered = array[by_root]
-        for kind in present[present > 0].tolist():
-            units = units_of[kind]
-            begin = np.searchsorted(ordered, units)
-            count = int(np.searchsorted(ordered, units[0], "right") - begin[0])
+        content = array.tobytes()
+        if content not in known:
+            known[content] = _indices(array, kinds, units_of)
+        for kind, indices in known[content].items():
             members[kind].append(
                 Member(
-                    parameter=key[0], axis=key[1], role=slot.role, norm=slot.norm,
-                    indices=by_root[begin[:, None] + np.arange(count)[None, :]],
+                    parameter=key[0], axis=key[1], role=slot.role, norm=slot.norm, indices=indices
                 )
-            )  # fmt: skip
+            )
     groups: list[ChannelGroup] = []
     named: Counter[str] = Counter()
     unit_of_root: dict[int, tuple[int, int]] = {}
@@ -260,6 +258,20 @@ def _groups(
             )
         )
     return tuple(groups), unit_of_root
+
+
+def _indices(array: Array, kinds: Array, units_of: Mapping[int, Array]) -> dict[int, Array]:
+    """For each kind of class that has entries here, the entries of each of its units (units, k)."""
+    present = np.unique(kinds[array[array >= 0]])
+    by_root = np.argsort(array, kind="stable")
+    ordered = array[by_root]
+    found = {}
+    for kind in present[present > 0].tolist():
+        units = units_of[kind]
+        begin = np.searchsorted(ordered, units)
+        count = int(np.searchsorted(ordered, units[0], "right") - begin[0])
+        found[kind] = by_root[begin[:, None] + np.arange(count)[None, :]]
+    return found
 
 
 def _never_whole(
