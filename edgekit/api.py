@@ -29,12 +29,13 @@ from edgekit.values import Measurement, Preprocessing, Session, run
 
 __all__ = [
     "apply_plan", "bench", "build", "channels", "data", "free_batch", "gate", "load", "open",
-    "quantize", "recover", "run", "save", "torch_module", "verify", "write_back",
+    "quantize", "recover", "run", "save", "sensitivity", "torch_module", "verify", "write_back",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from edgekit.compress.channels.cut import ChannelReport
     from edgekit.compress.channels.plan import Plan
+    from edgekit.compress.channels.sensitivity import Sensitivity
     from edgekit.compress.recover import RecoverReport
     from edgekit.engines.base import Engine
     from edgekit.gate import Decision, Evidence
@@ -129,6 +130,25 @@ def channels(  # noqa: PLR0913  the whole step in one call
         samples=samples, repair=repair, seed=seed,
     )  # fmt: skip
     return cut_channels(model, options, guidance)
+
+
+def sensitivity(
+    model: Model, data: Batches, *, criterion: str = "l2", samples: int = 256
+) -> Sensitivity:
+    """What the outputs lose as each channel group alone loses 25, 50 and 75% of its units.
+
+    Raises InputError for a Model in which nothing can be cut, and for data that do not fit.
+    """
+    from edgekit.compress.channels.criteria import score_groups
+    from edgekit.compress.channels.groups import groups_to_cut
+    from edgekit.compress.channels.sensitivity import measure_sensitivity
+    from edgekit.engines import onnxruntime
+
+    groups = groups_to_cut(model)
+    scores = score_groups(criterion, model, groups.groups, batches=data)
+    return measure_sensitivity(
+        model, groups.groups, scores, data, open_model=onnxruntime.open_model, samples=samples
+    )
 
 
 def apply_plan(

@@ -108,6 +108,17 @@ def test_a_plan_of_another_network_is_refused(tmp_path: Path) -> None:
         api.apply_plan(torch.nn.Linear(3, 2), tmp_path / "plan.json")
 
 
+def test_sensitivity_has_a_damage_for_each_group_and_share(
+    residual_path: Path, images: Array, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", image=images)
+    model = api.load(residual_path)
+    found = api.sensitivity(model, api.data(tmp_path / "data.npz", model), samples=16)
+    _, report = api.channels(model, macs=0.5)
+    assert [group.group for group in found.groups] == list(report.kept)
+    assert all(len(damage) == 3 for damage in found.damage)
+
+
 def test_an_onnx_file_is_loaded_and_run(residual_path: Path, images: Array) -> None:
     model = api.load(residual_path)
     assert isinstance(model, Model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.compress.channels.criteria import score_groups
-from edgekit.compress.channels.groups import find_groups
+from edgekit.compress.channels.groups import groups_to_cut
 from edgekit.compress.channels.sensitivity import (
     SHARES,
     Sensitivity,
@@ -17,7 +17,6 @@ from edgekit.compress.channels.sensitivity import (
 from edgekit.data.batches import Batches, load_batches
 from edgekit.data.metrics import Metric, load_metric
 from edgekit.engines import onnxruntime as reference_runtime
-from edgekit.errors import InputError
 from edgekit.models.model import Model, digest
 from edgekit.models.simplify import clean
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions, write_json
@@ -130,12 +129,7 @@ def _measured(
     model: Model, batches: Batches, options: SensitivityOptions, checkpoint: Path,
     on_fraction: OnFraction,
 ) -> Sensitivity:  # fmt: skip
-    groups = find_groups(model)
-    if not groups.groups:
-        raise InputError(
-            "no channel of this model can be removed", where=model.name,
-            got="; ".join(sorted(set(groups.frozen.values()))[:3]) or "no weights",
-        )  # fmt: skip
+    groups = groups_to_cut(model)
     scores = score_groups(
         options.criterion, model, groups.groups, batches=batches,
         on_fraction=lambda share: on_fraction(_SCORING * share, options.criterion),

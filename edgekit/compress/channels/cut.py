@@ -13,7 +13,7 @@ from edgekit.compress.channels.budgeting.costs import Costs, costs_of
 from edgekit.compress.channels.budgeting.latency import Latency
 from edgekit.compress.channels.budgeting.limits import Limits
 from edgekit.compress.channels.criteria import DAMAGE_CRITERIA, score_groups
-from edgekit.compress.channels.groups import ChannelGroup, Groups, find_groups
+from edgekit.compress.channels.groups import ChannelGroup, Groups, groups_to_cut
 from edgekit.compress.channels.plan import Plan
 from edgekit.compress.channels.reconstruct import (
     ReconstructOptions,
@@ -129,14 +129,7 @@ def cut_channels(
     guidance = guidance or Guidance()
     given = options.limits.given()
     options = _decided(options, guidance)
-    groups = find_groups(model)
-    if not groups.groups:
-        reasons = sorted(set(groups.frozen.values()))
-        raise InputError(
-            "no channel of this model can be removed", where=model.name,
-            got="; ".join(reasons[:3]) or "no convolution or matrix with constant weights",
-            hint="Leave [compress.channels] out of the recipe.",
-        )  # fmt: skip
+    groups = groups_to_cut(model)
     scores = score_groups(
         options.criterion, model, groups.groups, batches=guidance.batches, seed=options.seed,
         samples=options.samples,

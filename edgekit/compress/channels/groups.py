@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgekit.compress.channels.rules.propagate import trace
 from edgekit.compress.channels.rules.trace import Fork, Option, Slot, Trace
+from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.values import Array
 
@@ -93,6 +94,19 @@ def find_groups(model: Model) -> Groups:
     found = trace(model)
     roots = _decide(found, _merge(np.arange(found.count), found.merged))
     return _resolve(found, roots)
+
+
+def groups_to_cut(model: Model) -> Groups:
+    """As `find_groups`; raises InputError, with the reasons, where there is none."""
+    groups = find_groups(model)
+    if not groups.groups:
+        reasons = sorted(set(groups.frozen.values()))
+        raise InputError(
+            "no channel of this model can be removed", where=model.name,
+            got="; ".join(reasons[:3]) or "no convolution or matrix with constant weights",
+            hint="Leave [compress.channels] out of the recipe.",
+        )  # fmt: skip
+    return groups
 
 
 def _merge(roots: Array, pairs: Sequence[tuple[Array, Array]]) -> Array:
