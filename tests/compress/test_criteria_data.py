@@ -15,7 +15,6 @@ from onnx import helper
 from edgekit.compress.channels.criteria import DAMAGE_CRITERIA, DATA_CRITERIA, score_groups
 from edgekit.compress.channels.criteria.observed import BINS, eliminate
 from edgekit.compress.channels.evidence import gather
-from edgekit.compress.channels.evidence.gradients import BATCH, TEMPERATURE
 from edgekit.compress.channels.groups import ChannelGroup, Member, find_groups
 from edgekit.data.batches import Batches
 from edgekit.errors import InputError, MissingPackageError
@@ -34,6 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import run_reference
 from test_criteria import build, groups_of, plain, relative, two_layers
 
+gradients = pytest.importorskip(
+    "edgekit.compress.channels.evidence.gradients", reason="needs the compress extra"
+)
+BATCH, TEMPERATURE = gradients.BATCH, gradients.TEMPERATURE
 pytestmark = pytest.mark.torch
 
 NAMES = sorted(DATA_CRITERIA)
