@@ -23,11 +23,11 @@ from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm
 from edgekit.compress.channels.budget import How
 from edgekit.compress.channels.budgeting.limits import Limits, Share
-from edgekit.compress.channels.cut import CutOptions, Guidance, cut_channels
+from edgekit.compress.channels.cut import CutOptions, cut_channels
 from edgekit.engines.base import Engine, EngineRequest, runtime_module
 from edgekit.models.model import Model, save
 from edgekit.models.simplify import simplify
-from edgekit.pipeline.channels import latency_by
+from edgekit.pipeline.channels import guidance_of, latency_by
 from edgekit.pipeline.origin import Origin
 from edgekit.pipeline.steps import outputs_of_model
 from edgekit.pipeline.table import TableRequest, load_table, make_table
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--samples", type=int, default=2048)
-    parser.add_argument("--criterion", default="thinet")
+    parser.add_argument("--criterion", default="auto")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     on = setting(options)
@@ -87,7 +87,7 @@ def main() -> None:
                         limits=Limits(latency_ms=Share(options.share)), budget=budget,
                         criterion=options.criterion,
                     ),
-                    Guidance(batches=some, latency_of=latency_by(table)),
+                    guidance_of(some, latency_by(table), lambda share, said: None),
                 )  # fmt: skip
                 found[budget] = cut, report
                 engines[budget] = built(cut, folder / budget, feeds)
