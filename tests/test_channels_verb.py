@@ -189,3 +189,20 @@ def test_the_defaults_with_data_are_taylor_and_repair(residual_path: Path, sampl
     assert (report["criterion"], report["budget"]) == ("taylor", "global")
     _, report = channels(residual_path, "--macs", "0.5", "-o", "small.onnx")
     assert (report["criterion"], report["budget"]) == ("l2", "global")
+
+
+@pytest.mark.torch
+def test_milliseconds_with_data_keep_the_best_of_several_ways(
+    residual_path: Path, samples: str
+) -> None:
+    pytest.importorskip("torch", reason="needs the compress extra")
+    common = (residual_path, "--latency-ms", "70%", "--target", "cpu", "--data", samples)
+    code, report = channels(*common, "-o", "small.onnx")
+    assert (code, report["budget"]) == (0, "latency")
+    tried = report["tried"]
+    assert isinstance(tried, dict)
+    assert set(tried) == {"latency", "global", "uniform"}
+    best = max(tried, key=lambda how: tried[how])
+    alone = channels(*common, "--budget", "uniform", "-o", "uniform.onnx")[1]
+    assert "tried" not in alone
+    assert (report["groups"] == alone["groups"]) or best != "uniform"

@@ -21,7 +21,6 @@ from edgekit.compress.channels.budgeting.latency import (
 from edgekit.compress.channels.budgeting.limits import Limits, parse_limit
 from edgekit.compress.channels.cut import (
     AUTO,
-    CHOSEN,
     SCORED,
     CutOptions,
     Guidance,
@@ -31,6 +30,7 @@ from edgekit.compress.channels.cut import (
 from edgekit.compress.channels.groups import ChannelGroup
 from edgekit.compress.channels.sensitivity import measure_sensitivity
 from edgekit.data.batches import Batches, load_batches
+from edgekit.data.metrics import fidelity
 from edgekit.engines import onnxruntime as reference_runtime
 from edgekit.engines.device_rates import rates_of
 from edgekit.errors import InputError
@@ -43,11 +43,13 @@ from edgekit.pipeline.workshop import OnFraction
 from edgekit.recipe import load_recipe
 from edgekit.targets import Precision, Target, preferred_multiple, resolve_target
 from edgekit.values import Array
+from edgekit.verify import outputs_of
 
 DEFAULT_MULTIPLE = 8
 _BATCH = 32
 _STEP = "channels"
 _SHOWN = 8  # lines of each kind
+_JUDGED = 1000  # samples on which ways to share out a budget are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,16 @@ def guidance_of(
     """What a cut may go by; damage is measured through the reference runtime."""
 
     def on_share(share: float) -> None:
-        on_fraction(SCORED + (CHOSEN - SCORED) * share, "sensitivity")
+        on_fraction(SCORED, f"sensitivity, {share:.0%}")
+
+    def fidelity_of(one: Model, other: Model) -> float:
+        assert batches is not None
+        some = batches.take(_JUDGED)
+        found = []
+        for model in (one, other):
+            with reference_runtime.open_model(model) as session:
+                found.append(outputs_of(session, some)[0])
+        return fidelity(found[0], None, found[1])
 
     def damage_of(
         model: Model, groups: Sequence[ChannelGroup], scores: Sequence[Array]
@@ -158,8 +169,10 @@ def guidance_of(
             on_fraction=on_share,
         ).damage  # fmt: skip
 
+    if batches is None:
+        return Guidance(latency_of=latency_of)
     return Guidance(
-        batches=batches, latency_of=latency_of, damage_of=None if batches is None else damage_of
+        batches=batches, latency_of=latency_of, damage_of=damage_of, fidelity_of=fidelity_of
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -37,7 +37,10 @@ DamageOf: TypeAlias = Callable[[Model, Sequence[ChannelGroup], Sequence[Array]],
 
 _FITTED_MACS = 3e11  # of the original, over all samples that a repair looks at
 _LEAST_FITTED = 32
-SCORED, CHOSEN, _CUT = 0.3, 0.45, 0.5  # of the time, where there are data
+SCORED, _CHOSEN = 0.2, 0.4  # of the time, where there are data; of what is left for each way
+
+FidelityOf: TypeAlias = Callable[[Model, Model], float]
+"""How near the outputs of a Model are to another's, 1 at most (`metrics.fidelity`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +48,10 @@ class CutOptions:
     """How much to take, from where, and what counts as little loss.
 
     `auto`: the criterion is taylor with samples and l2 without, the budget goes by latency where
-    that is limited, else over all groups. `multiple`: what kept counts are multiples of
-    (`ladders.allowed_counts`). `samples` are looked at by criteria that look at data. `repair`:
-    with data, the weights that are left are fitted anew (`reconstruct`), on up to 2,048 samples.
+    that is limited (with samples several ways to share it out are tried), else over all groups.
+    `multiple`: what kept counts are multiples of (`ladders.allowed_counts`). `samples` are looked
+    at by criteria that look at data. `repair`: with data, the weights that are left are fitted anew
+    (`reconstruct`), on up to 2,048 samples.
     """
 
     limits: Limits
@@ -61,11 +65,15 @@ class CutOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """What a cut may go by beside the graph: samples, a device's latency, measured damage."""
+    """What a cut may go by beside the graph: samples, a device's latency, measured damage.
+
+    With `fidelity_of` a budget by latency is shared out in several ways, and the best is kept.
+    """
 
     batches: Batches | None = None
     latency_of: LatencyOf | None = None
     damage_of: DamageOf | None = None
+    fidelity_of: FidelityOf | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,8 @@ class ExpectedLatency:
 class ChannelReport:
     """Costs before and after, units kept of how many by group, and what was frozen and why.
 
-    `latency` is there where a limit was on it, `repair` where the weights were fitted anew.
+    `latency` is there where a limit was on it, `repair` where the weights were fitted anew; `tried`
+    has the fidelity of each way to share the budget out, where there were several.
     """
 
     before: Cost
@@ -92,6 +101,7 @@ class ChannelReport:
     plan: Plan
     latency: ExpectedLatency | None = None
     repair: ReconstructReport | None = None
+    tried: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready, without the plan itself."""
@@ -111,6 +121,8 @@ class ChannelReport:
                 "before": self.latency.before_ms, "after": self.latency.after_ms,
                 "source": self.latency.source,
             }  # fmt: skip
+        if self.tried:
+            found["tried"] = dict(self.tried)
         if self.repair is not None:
             found["repair"] = self.repair.to_json()
         return found
@@ -138,29 +150,72 @@ def cut_channels(
     costs = costs_of(model, groups.groups)
     if "latency_ms" in given and guidance.latency_of is not None:
         costs = replace(costs, latency=guidance.latency_of(model, groups.groups))
-    kept = _choose(model, groups, scores, costs, options, guidance)
-    on_fraction(CHOSEN, "cut")
+    on_fraction(SCORED, "cut")
+    ways = _ways(options, guidance)
+    attempts: dict[How, _Attempt] = {}
+    for index, how in enumerate(ways):
+
+        def on_part(share: float, said: str, index: int = index) -> None:
+            on_fraction(SCORED + (1 - SCORED) * (index + share) / len(ways), said)
+
+        kept = _choose(model, groups, scores, costs, replace(options, budget=how), guidance)
+        on_part(_CHOSEN, "repair")
+        attempts[how] = _attempt(model, groups, kept, options, guidance, on_part)
+    tried: dict[str, float] = {}
+    if guidance.fidelity_of is not None and len(ways) > 1:
+        tried = {how: guidance.fidelity_of(one.cut, model) for how, one in attempts.items()}
+    best = attempts[max(attempts, key=lambda how: tried.get(how, 0.0))]
+    return best.cut, ChannelReport(
+        before=total_cost(model),
+        after=total_cost(best.cut),
+        kept={
+            group.name: (len(units), group.units)
+            for group, units in zip(groups.groups, best.kept, strict=True)
+        },
+        frozen=groups.frozen,
+        options=options,
+        plan=best.plan,
+        latency=_expected(costs, groups, best.kept),
+        repair=best.repair,
+        tried=tried,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    """One way to share a budget out, cut and repaired."""
+
+    kept: tuple[Array, ...]
+    cut: Model
+    plan: Plan
+    repair: ReconstructReport | None
+
+
+def _attempt(
+    model: Model, groups: Groups, kept: tuple[Array, ...], options: CutOptions, guidance: Guidance,
+    on_fraction: OnFraction,
+) -> _Attempt:  # fmt: skip
     cut, plan = remove_channels(model, groups, kept)
     repair = None
     if guidance.batches is not None and options.repair:
         cut, repair = reconstruct(
             cut, model, plan, guidance.batches,
             options=ReconstructOptions(samples=_fitted_samples(model), seed=options.seed),
-            on_fraction=lambda share: on_fraction(_CUT + (1 - _CUT) * share, "repair"),
+            on_fraction=lambda share: on_fraction(_CHOSEN + (1 - _CHOSEN) * share, "repair"),
         )  # fmt: skip
-    return cut, ChannelReport(
-        before=total_cost(model),
-        after=total_cost(cut),
-        kept={
-            group.name: (len(units), group.units)
-            for group, units in zip(groups.groups, kept, strict=True)
-        },
-        frozen=groups.frozen,
-        options=options,
-        plan=plan,
-        latency=_expected(costs, groups, kept),
-        repair=repair,
-    )
+    return _Attempt(kept=kept, cut=cut, plan=plan, repair=repair)
+
+
+def _ways(options: CutOptions, guidance: Guidance) -> tuple[How, ...]:
+    """How the budget is shared out: one way; by latency, with samples, every way is tried.
+
+    What a group alone loses says little of what all lose together once half of the time is gone,
+    so that no single way is always the best; and what was cut and repaired can simply be compared.
+    """
+    assert options.budget != AUTO
+    if options.budget == "latency" and guidance.fidelity_of is not None:
+        return ("latency", "global", "uniform")
+    return (options.budget,)
 
 
 def _decided(options: CutOptions, guidance: Guidance) -> CutOptions:
