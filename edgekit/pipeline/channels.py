@@ -151,14 +151,14 @@ def guidance_of(
     def on_share(share: float) -> None:
         on_fraction(SCORED, f"sensitivity, {share:.0%}")
 
-    def fidelity_of(one: Model, other: Model) -> float:
+    def fidelity_of(original: Model, others: Sequence[Model]) -> Sequence[float]:
         assert batches is not None
         some = batches.take(_JUDGED)
         found = []
-        for model in (one, other):
+        for model in (original, *others):
             with reference_runtime.open_model(model) as session:
                 found.append(outputs_of(session, some)[0])
-        return fidelity(found[0], None, found[1])
+        return [fidelity(outputs, None, found[0]) for outputs in found[1:]]
 
     def damage_of(
         model: Model, groups: Sequence[ChannelGroup], scores: Sequence[Array]

@@ -39,8 +39,8 @@ _FITTED_MACS = 3e11  # of the original, over all samples that a repair looks at
 _LEAST_FITTED = 32
 SCORED, _CHOSEN = 0.2, 0.4  # of the time, where there are data; of what is left for each way
 
-FidelityOf: TypeAlias = Callable[[Model, Model], float]
-"""How near the outputs of a Model are to another's, 1 at most (`metrics.fidelity`)."""
+FidelityOf: TypeAlias = Callable[[Model, Sequence[Model]], Sequence[float]]
+"""How near the outputs of several Models are to the first one's, 1 at most (`metrics.fidelity`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,8 @@ def cut_channels(
         attempts[how] = _attempt(model, groups, kept, options, guidance, on_part)
     tried: dict[str, float] = {}
     if guidance.fidelity_of is not None and len(ways) > 1:
-        tried = {how: guidance.fidelity_of(one.cut, model) for how, one in attempts.items()}
+        fidelities = guidance.fidelity_of(model, [one.cut for one in attempts.values()])
+        tried = dict(zip(attempts, fidelities, strict=True))
     best = attempts[max(attempts, key=lambda how: tried.get(how, 0.0))]
     return best.cut, ChannelReport(
         before=total_cost(model),
