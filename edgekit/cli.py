@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from edgekit.pipeline.origin import Origin
 
 app = typer.Typer(
     name="edgekit",
@@ -71,6 +75,24 @@ def verb(function: Verb) -> Callable[..., None]:
         raise typer.Exit(code)
 
     return app.command()(guarded)
+
+
+def _origin(
+    place: str, shapes: list[str] | None, *, trust_pickle: bool, weights: str = "", plan: str = ""
+) -> Origin:
+    """Where a model comes from, as the options of a verb say it."""
+    from edgekit.pipeline.origin import Origin, parse_inputs
+
+    return Origin(
+        place=place, weights=weights, plan=plan, inputs=parse_inputs(shapes or ()),
+        trust_pickle=trust_pickle,
+    )  # fmt: skip
+
+
+def _side(place: str, shapes: list[str] | None, *, trust_pickle: bool) -> Origin:
+    """One of two models that share `--input`: an ONNX file tells its shapes itself."""
+    origin = _origin(place, shapes, trust_pickle=trust_pickle)
+    return replace(origin, inputs={}) if place.endswith(".onnx") else origin
 
 
 def _leave_with(error: EdgekitError, *, as_json: bool) -> None:
@@ -183,12 +205,8 @@ def init(
     from edgekit import console
     from edgekit.pipeline import alone
     from edgekit.pipeline.draft import Wishes
-    from edgekit.pipeline.origin import Origin, parse_inputs
 
-    origin = Origin(
-        place=model, weights=weights, plan=plan, inputs=parse_inputs(shapes or ()),
-        trust_pickle=trust_pickle,
-    )  # fmt: skip
+    origin = _origin(model, shapes, trust_pickle=trust_pickle, weights=weights, plan=plan)
     wishes = Wishes(calibration=calibration, evaluation=evaluation, targets=tuple(target or ()))
     report = alone.draft_file(origin, wishes, out=out, force=force)
     console.print_json(report) if as_json else console.show_document(report)
@@ -238,13 +256,9 @@ def inspect(
 ) -> int:
     """Show what a model is: inputs, operators, costs, memory, what cannot be cut or trained."""
     from edgekit import console
-    from edgekit.pipeline.origin import Origin, parse_inputs
     from edgekit.report import inspection
 
-    origin = Origin(
-        place=model, weights=weights, plan=plan, inputs=parse_inputs(inputs or ()),
-        trust_pickle=trust_pickle,
-    )  # fmt: skip
+    origin = _origin(model, inputs, trust_pickle=trust_pickle, weights=weights, plan=plan)
     found = inspection.inspect_origin(
         origin, target, batch=batch, shapes=tuple(shapes or ()), top=top
     )
@@ -273,14 +287,10 @@ def verify(
     """Compare one model with another on the same inputs: metric, agreement, error."""
     from edgekit import console
     from edgekit.pipeline import alone
-    from edgekit.pipeline.origin import Origin, parse_inputs
 
-    inputs = parse_inputs(shapes or ())
     first, second = (
-        Origin(place=place, inputs=inputs if not place.endswith(".onnx") else {},
-               trust_pickle=trust_pickle)
-        for place in (reference, candidate)
-    )  # fmt: skip
+        _side(place, shapes, trust_pickle=trust_pickle) for place in (reference, candidate)
+    )
     report = alone.verify_files(first, second, data=data, recipe=recipe, metric=metric)
     console.print_json(report) if as_json else console.show_document(report)
     return 0
@@ -330,13 +340,9 @@ def channels(
     """Remove whole channels, down to MACs, parameters or milliseconds; a plan says which."""
     from edgekit import console
     from edgekit.pipeline import channels as cutting
-    from edgekit.pipeline.origin import Origin, parse_inputs
     from edgekit.pipeline.table import precision_named
 
-    origin = Origin(
-        place=model, weights=weights, plan=plan, inputs=parse_inputs(shapes or ()),
-        trust_pickle=trust_pickle,
-    )  # fmt: skip
+    origin = _origin(model, shapes, trust_pickle=trust_pickle, weights=weights, plan=plan)
     limits = {"macs": macs, "parameters": params, "latency_ms": latency_ms}
     request = cutting.ChannelsRequest(
         origin=origin, out=out, limits={name: text for name, text in limits.items() if text},
@@ -400,14 +406,10 @@ def recover(
     """
     from edgekit import console
     from edgekit.pipeline import recovery
-    from edgekit.pipeline.origin import Origin, parse_inputs
 
-    inputs = parse_inputs(shapes or ())
     learner, original = (
-        Origin(place=place, inputs=inputs if not place.endswith(".onnx") else {},
-               trust_pickle=trust_pickle)
-        for place in (student, teacher)
-    )  # fmt: skip
+        _side(place, shapes, trust_pickle=trust_pickle) for place in (student, teacher)
+    )
     settings = {
         "epochs": epochs, "learning_rate": learning_rate, "batch": batch, "schedule": schedule,
         "optimizer": optimizer, "hint": hint, "shift": shift, "augment": augment,
@@ -494,11 +496,8 @@ def table(
     """Measure every layer of a model at several widths: what a budget by latency goes by."""
     from edgekit import console
     from edgekit.pipeline import table as tables
-    from edgekit.pipeline.origin import Origin, parse_inputs
 
-    origin = Origin(
-        place=model, weights=weights, inputs=parse_inputs(shapes or ()), trust_pickle=trust_pickle
-    )
+    origin = _origin(model, shapes, trust_pickle=trust_pickle, weights=weights)
     request = tables.TableRequest(
         origin=origin, target=target, precision=tables.precision_named(precision), batch=batch,
         threads=threads, cache=cache, out=out,
@@ -536,13 +535,9 @@ def sensitivity(
     """Show what each channel group is worth: the damage where it alone loses 25, 50, 75%."""
     from edgekit import console
     from edgekit.pipeline import sensitivity as measuring
-    from edgekit.pipeline.origin import Origin, parse_inputs
     from edgekit.report.sensitivity import save_chart
 
-    origin = Origin(
-        place=model, weights=weights, plan=plan, inputs=parse_inputs(shapes or ()),
-        trust_pickle=trust_pickle,
-    )  # fmt: skip
+    origin = _origin(model, shapes, trust_pickle=trust_pickle, weights=weights, plan=plan)
     options = measuring.SensitivityOptions(criterion=criterion, samples=samples)
     request = measuring.SensitivityRequest(
         origin=origin, data=data, recipe=recipe, metric=metric, cache=cache, options=options
