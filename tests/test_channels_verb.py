@@ -239,8 +239,11 @@ def test_milliseconds_with_data_keep_the_best_of_several_ways(
     assert (code, report["budget"]) == (0, "latency")
     tried = report["tried"]
     assert isinstance(tried, dict)
-    assert set(tried) == {"latency", "global", "uniform"}
+    assert set(tried) == {"latency", "global", "uniform", "search"}
     best = max(tried, key=lambda how: tried[how])
+    time = report["latency_ms"]
+    assert isinstance(time, dict)
+    assert time["after"] <= 0.7 * time["before"]
     alone = channels(*common, "--budget", "uniform", "-o", "uniform.onnx")[1]
     assert "tried" not in alone
     assert (report["groups"] == alone["groups"]) or best != "uniform"

@@ -59,27 +59,51 @@ def choose(  # noqa: PLR0913
             where="compress.channels.latency_ms",
             got=", ".join(wanted),
         )
+    _check_scores(groups, scores)
+    knapsack = knapsack_of(groups, costs, limits, multiple)
+    every = _every_loss(groups, scores, summed=summed)
+    losses = [loss[rungs] for loss, rungs in zip(every, knapsack.removed, strict=True)]
+    if how == "sensitivity" or (how == "latency" and damage is not None):
+        losses = _from_curves(groups, losses, every, damage)
+    knapsack = replace(knapsack, damage=losses)
+    rungs = _uniform(knapsack, groups) if how == "uniform" else least_damage(knapsack)
+    return kept_at(knapsack, rungs, scores)
+
+
+def knapsack_of(
+    groups: Sequence[ChannelGroup], costs: Costs, limits: Limits, multiple: int
+) -> Knapsack:
+    """The counts that each group may keep, and what bounds them; no damage yet: all is zero.
+
+    Raises InputError for limits that cannot be met, and on the latency where nobody knows it.
+    """
+    wanted = limits.given()
     models = _bounded(costs, tuple(wanted))
     most = np.array([
         absolute(limit, model.whole) for limit, model in zip(wanted.values(), models, strict=True)
     ])  # fmt: skip
-    _check_scores(groups, scores)
-    order = [np.argsort(-np.asarray(score, np.float64), kind="stable") for score in scores]
-    counts = [allowed_counts(g.units, multiple, g.channels_per_unit) for g in groups]
     removed = [
-        g.units - np.asarray(ladder, np.int64) for g, ladder in zip(groups, counts, strict=True)
+        g.units - np.asarray(allowed_counts(g.units, multiple, g.channels_per_unit), np.int64)
+        for g in groups
     ]
-    every = _every_loss(groups, scores, order, summed=summed)
-    losses = [loss[rungs] for loss, rungs in zip(every, removed, strict=True)]
-    if how == "sensitivity" or (how == "latency" and damage is not None):
-        losses = _from_curves(groups, losses, every, damage)
-    knapsack = Knapsack(removed=removed, damage=losses, models=models, limits=most)
+    damage = [np.zeros(len(rungs)) for rungs in removed]
+    knapsack = Knapsack(removed=removed, damage=damage, models=models, limits=most)
     _check_reachable(knapsack, tuple(wanted), multiple)
-    rungs = _uniform(knapsack, groups) if how == "uniform" else least_damage(knapsack)
+    return knapsack
+
+
+def kept_at(knapsack: Knapsack, rungs: Sequence[int], scores: Sequence[Array]) -> tuple[Array, ...]:
+    """The sorted indices of the units of each group that stay at its rung: the highest scores."""
     return tuple(
-        np.sort(chosen[: ladder[rung]])
-        for chosen, ladder, rung in zip(order, counts, rungs, strict=True)
+        np.sort(_ranked(score)[: len(score) - int(removed[rung])])
+        for score, removed, rung in zip(scores, knapsack.removed, rungs, strict=True)
     )
+
+
+def _ranked(score: Array) -> Array:
+    """The units by falling score."""
+    found: Array = np.argsort(-np.asarray(score, np.float64), kind="stable")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +192,7 @@ def _check_scores(groups: Sequence[ChannelGroup], scores: Sequence[Array]) -> No
 
 
 def _every_loss(
-    groups: Sequence[ChannelGroup], scores: Sequence[Array], order: Sequence[Array], *, summed: bool
+    groups: Sequence[ChannelGroup], scores: Sequence[Array], *, summed: bool
 ) -> list[Array]:
     """For each group what is lost with 0, 1, ... of its units, the lowest scores first.
 
@@ -178,9 +202,9 @@ def _every_loss(
     """
     lowest = min((float(score.min()) for score in scores if len(score)), default=0.0)
     found = []
-    for group, score, chosen in zip(groups, scores, order, strict=True):
+    for group, score in zip(groups, scores, strict=True):
         weight = 1 if summed else sum(member.role != "along" for member in group.members)
-        ascending = np.asarray(score, np.float64)[chosen[::-1]] - min(lowest, 0.0)
+        ascending = np.asarray(score, np.float64)[_ranked(score)[::-1]] - min(lowest, 0.0)
         found.append(weight * np.concatenate([[0.0], np.cumsum(ascending)]))
     return found
 

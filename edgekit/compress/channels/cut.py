@@ -8,7 +8,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from edgekit.compress.channels.budget import How, Really, choose, choose_checked
+from edgekit.compress.channels.budget import (
+    How,
+    Really,
+    choose,
+    choose_checked,
+    kept_at,
+    knapsack_of,
+)
 from edgekit.compress.channels.budgeting.costs import Costs, costs_of
 from edgekit.compress.channels.budgeting.latency import Latency
 from edgekit.compress.channels.budgeting.limits import Limits
@@ -21,6 +28,7 @@ from edgekit.compress.channels.reconstruct import (
     reconstruct,
 )
 from edgekit.compress.channels.remove import remove_channels
+from edgekit.compress.channels.search import improve, looks, rungs_of
 from edgekit.data.batches import Batches
 from edgekit.errors import InputError
 from edgekit.models.cost import Cost, total_cost
@@ -38,6 +46,9 @@ DamageOf: TypeAlias = Callable[[Model, Sequence[ChannelGroup], Sequence[Array]],
 _FITTED_MACS = 3e11  # of the original, over all samples that a repair looks at
 _LEAST_FITTED = 32
 SCORED, _CHOSEN = 0.2, 0.4  # of the time, where there are data; of what is left for each way
+_LOOKED_MACS = 5e11  # of the original, over all samples of all share-outs that a search looks at
+_LOOKED_SAMPLES = (32, 128)
+SEARCHED = "search"
 
 FidelityOf: TypeAlias = Callable[[Model, Sequence[Model]], Sequence[float]]
 """How near the outputs of several Models are to the first one's, 1 at most (`metrics.fidelity`)."""
@@ -67,7 +78,8 @@ class CutOptions:
 class Guidance:
     """What a cut may go by beside the graph: samples, a device's latency, measured damage.
 
-    With `fidelity_of` a budget by latency is shared out in several ways, and the best is kept.
+    With `fidelity_of` a budget by latency is shared out in several ways, and the best is kept; in
+    a small network a search goes on from there (`search.improve`).
     """
 
     batches: Batches | None = None
@@ -151,21 +163,10 @@ def cut_channels(
     if "latency_ms" in given and guidance.latency_of is not None:
         costs = replace(costs, latency=guidance.latency_of(model, groups.groups))
     on_fraction(SCORED, "cut")
-    ways = _ways(options, guidance)
-    attempts: dict[How, _Attempt] = {}
-    for index, how in enumerate(ways):
-
-        def on_part(share: float, said: str, index: int = index) -> None:
-            on_fraction(SCORED + (1 - SCORED) * (index + share) / len(ways), said)
-
-        kept = _choose(model, groups, scores, costs, replace(options, budget=how), guidance)
-        on_part(_CHOSEN, "repair")
-        attempts[how] = _attempt(model, groups, kept, options, guidance, on_part)
-    tried: dict[str, float] = {}
-    if guidance.fidelity_of is not None and len(ways) > 1:
-        fidelities = guidance.fidelity_of(model, [one.cut for one in attempts.values()])
-        tried = dict(zip(attempts, fidelities, strict=True))
-    best = attempts[max(attempts, key=lambda how: tried.get(how, 0.0))]
+    problem = _Problem(
+        model=model, groups=groups, scores=scores, costs=costs, options=options, guidance=guidance
+    )  # fmt: skip
+    best, tried = _best(problem, lambda share, said: on_fraction(_after_scores(share), said))
     return best.cut, ChannelReport(
         before=total_cost(model),
         after=total_cost(best.cut),
@@ -182,6 +183,56 @@ def cut_channels(
     )
 
 
+def _after_scores(share: float) -> float:
+    return SCORED + (1 - SCORED) * share
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """What is cut, by what, within which limits."""
+
+    model: Model
+    groups: Groups
+    scores: Sequence[Array]
+    costs: Costs
+    options: CutOptions
+    guidance: Guidance
+
+    def fidelity(self, cuts: Sequence[Model]) -> Sequence[float]:
+        """How near the outputs of cut networks are to the original's."""
+        assert self.guidance.fidelity_of is not None
+        return self.guidance.fidelity_of(self.model, cuts)
+
+
+def _best(problem: _Problem, on_fraction: OnFraction) -> tuple[_Attempt, dict[str, float]]:
+    """The best attempt, and the fidelity of each way where there were several."""
+    ways = _ways(problem.options, problem.guidance)
+    samples = _looked_samples(problem) if len(ways) > 1 else 0
+    tried_share = 1 / 3 if samples else 1.0
+    attempts: dict[str, _Attempt] = {}
+    for index, how in enumerate(ways):
+
+        def on_part(share: float, said: str, index: int = index) -> None:
+            on_fraction(tried_share * (index + share) / len(ways), said)
+
+        kept = _choose(problem, how)
+        on_part(_CHOSEN, "repair")
+        attempts[how] = _attempt(problem, kept, on_part)
+    if len(ways) == 1:
+        return attempts[ways[0]], {}
+    fidelities = problem.fidelity([one.cut for one in attempts.values()])
+    tried = dict(zip(attempts, fidelities, strict=True))
+    if samples:
+        best = attempts[max(tried, key=lambda how: tried[how])]
+        kept = _searched(
+            problem, best, samples,
+            lambda share, said: on_fraction(tried_share + (1 - tried_share) * share, said),
+        )  # fmt: skip
+        attempts[SEARCHED] = _attempt(problem, kept, lambda share, said: None)
+        tried[SEARCHED] = problem.fidelity([attempts[SEARCHED].cut])[0]
+    return attempts[max(tried, key=lambda how: tried[how])], tried
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Attempt:
     """One way to share a budget out, cut and repaired."""
@@ -192,19 +243,54 @@ class _Attempt:
     repair: ReconstructReport | None
 
 
-def _attempt(
-    model: Model, groups: Groups, kept: tuple[Array, ...], options: CutOptions, guidance: Guidance,
-    on_fraction: OnFraction,
-) -> _Attempt:  # fmt: skip
-    cut, plan = remove_channels(model, groups, kept)
+def _attempt(problem: _Problem, kept: tuple[Array, ...], on_fraction: OnFraction) -> _Attempt:
+    model, options, batches = problem.model, problem.options, problem.guidance.batches
+    cut, plan = remove_channels(model, problem.groups, kept)
     repair = None
-    if guidance.batches is not None and options.repair:
+    if batches is not None and options.repair:
         cut, repair = reconstruct(
-            cut, model, plan, guidance.batches,
+            cut, model, plan, batches,
             options=ReconstructOptions(samples=_fitted_samples(model), seed=options.seed),
             on_fraction=lambda share: on_fraction(_CHOSEN + (1 - _CHOSEN) * share, "repair"),
         )  # fmt: skip
     return _Attempt(kept=kept, cut=cut, plan=plan, repair=repair)
+
+
+def _searched(
+    problem: _Problem, start: _Attempt, samples: int, on_fraction: OnFraction
+) -> tuple[Array, ...]:
+    """What a search from `start` keeps; each share-out is repaired on a few samples."""
+    batches = problem.guidance.batches
+    assert batches is not None
+    quick = replace(problem, guidance=replace(problem.guidance, batches=batches.take(samples)))
+    options, scores = problem.options, problem.scores
+    knapsack = knapsack_of(problem.groups.groups, problem.costs, options.limits, options.multiple)
+
+    def fidelity_at(rungs: Sequence[int]) -> float:
+        one = _attempt(quick, kept_at(knapsack, rungs, scores), lambda share, said: None)
+        return problem.fidelity([one.cut])[0]
+
+    found = improve(
+        rungs_of(knapsack, removed_of(problem.groups, start.kept)), knapsack, fidelity_at,
+        on_look=lambda done, most: on_fraction(done / most, f"{done} share-outs compared"),
+    )  # fmt: skip
+    return kept_at(knapsack, found.rungs, scores)
+
+
+def _looked_samples(problem: _Problem) -> int:
+    """On how many samples the share-outs of a search are repaired; 0 where it would take long."""
+    options = problem.options
+    if tuple(options.limits.given()) != ("latency_ms",) or not options.repair:
+        return 0
+    least, most = _LOOKED_SAMPLES
+    macs = max(1, total_cost(problem.model).macs)
+    affordable = _LOOKED_MACS / (macs * looks(len(problem.groups.groups)))
+    return 0 if affordable < least else int(min(most, affordable))
+
+
+def removed_of(groups: Groups, kept: Sequence[Array]) -> Array:
+    """How many units leave each group (g,)."""
+    return np.array([g.units - len(units) for g, units in zip(groups.groups, kept, strict=True)])
 
 
 def _ways(options: CutOptions, guidance: Guidance) -> tuple[How, ...]:
@@ -230,18 +316,16 @@ def _decided(options: CutOptions, guidance: Guidance) -> CutOptions:
     return replace(options, criterion=criterion, budget=budget)
 
 
-def _choose(
-    model: Model, groups: Groups, scores: Sequence[Array], costs: Costs, options: CutOptions,
-    guidance: Guidance,
-) -> tuple[Array, ...]:  # fmt: skip
-    damage, how = None, options.budget
-    assert how != AUTO
-    if options.budget == "sensitivity" and guidance.damage_of is None:
+def _choose(problem: _Problem, how: How) -> tuple[Array, ...]:
+    model, groups, scores = problem.model, problem.groups, problem.scores
+    options, guidance = problem.options, problem.guidance
+    damage = None
+    if how == "sensitivity" and guidance.damage_of is None:
         raise InputError(
             "a budget by sensitivity needs samples", where="compress.channels.budget",
             hint="Give --data; labels are not needed.",
         )  # fmt: skip
-    if options.budget in ("sensitivity", "latency") and guidance.damage_of is not None:
+    if how in ("sensitivity", "latency") and guidance.damage_of is not None:
         damage = guidance.damage_of(model, groups.groups, scores)
 
     def choose_with(costs: Costs) -> tuple[Array, ...]:
@@ -255,7 +339,7 @@ def _choose(
         cost = total_cost(remove_channels(model, groups, kept)[0])
         return Really(macs=cost.macs, parameters=cost.parameters)
 
-    return choose_checked(choose_with, costs, options.limits, groups.groups, really)
+    return choose_checked(choose_with, problem.costs, options.limits, groups.groups, really)
 
 
 def _fitted_samples(model: Model) -> int:
@@ -268,9 +352,7 @@ def _expected(costs: Costs, groups: Groups, kept: Sequence[Array]) -> ExpectedLa
     latency = costs.latency
     if not isinstance(latency, Latency):
         return None
-    removed = np.array(
-        [group.units - len(units) for group, units in zip(groups.groups, kept, strict=True)]
-    )
+    removed = removed_of(groups, kept)
     return ExpectedLatency(
         before_ms=latency.whole, after_ms=latency.total(removed), source=latency.source
     )
