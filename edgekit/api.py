@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from edgekit.compress.recover import RecoverReport
     from edgekit.engines.base import Engine
     from edgekit.gate import Decision, Evidence
-    from edgekit.quantize.place import QuantizeReport
+    from edgekit.pipeline.quantization import Quantized
     from edgekit.verify import VerifyReport
 
 TorchModule: TypeAlias = Any
@@ -203,33 +203,34 @@ def recover(
 
 
 def quantize(
-    model: Model, data: Batches, *, target: str = "cpu", samples: int | None = None,
-    ranges: str = "percentile", percentile: float = 99.999,
-) -> tuple[Model, QuantizeReport]:  # fmt: skip
-    """The Model simplified, with INT8 Q/DQ in the target's dialect; ranges come from the samples.
+    model: Model, data: Batches, *, target: str = "cpu",
+    settings: Mapping[str, object] | None = None,
+) -> tuple[Model, Quantized]:  # fmt: skip
+    """The Model in INT8, in the target's dialect, and all that is to be said of it.
 
-    `ranges` is minmax or percentile. Raises InputError where a target has no INT8 dialect.
+    `settings` are keys of a recipe's `[quantize]`, such as `{"ranges": "mse", "refine": "none"}`;
+    for an accuracy floor (`max_drop`) use `edgekit quantize`, which can be taken up again. Raises
+    InputError where a target has no INT8 dialect.
     """
-    from edgekit.engines import machine, onnxruntime
     from edgekit.models.simplify import simplify
+    from edgekit.pipeline import quantization
     from edgekit.pipeline.steps import outputs_of_model
-    from edgekit.quantize.dialects import dialect_named
-    from edgekit.quantize.observe import float_activations, observe
-    from edgekit.quantize.place import insert_qdq
-    from edgekit.quantize.ranges import choice
+    from edgekit.quantize.prepare import prepared
+    from edgekit.recipe_sections import QuantizeSection, read_section
     from edgekit.targets import resolve_target
 
-    runtime = resolve_target(target).target.runtime
-    dialect = dialect_named(
-        runtime.dialect, version=runtime.version if runtime.name != "tensorrt_rtx" else "11.0",
-        cpu_flags=machine.cpu_flags(), arm=machine.is_arm(),
-    )  # fmt: skip
+    options = read_section(QuantizeSection, settings or {}, "settings")
+    chosen = resolve_target(target).target
+    dialect = quantization.dialect_of(chosen)
     feeds = next(iter(data.take(_SAMPLES))).inputs
-
     floating, _ = simplify(model, run=lambda candidate: outputs_of_model(candidate, feeds))
-    chosen = (data.take(samples) if samples else data).with_batch_size(_OBSERVE_BATCH)
-    observed = observe(floating, float_activations(floating), chosen, onnxruntime.open_model)
-    return insert_qdq(floating, observed, dialect, choice(ranges, percent=percentile))
+    ready = prepared(floating)
+    job = quantization.Job(
+        dialect=dialect, batches=data, options=options, version=chosen.runtime.version
+    )  # fmt: skip
+    ranges = quantization.observe_for(ready, (dialect,), data, options, lambda share, said: None)
+    found = quantization.quantize(ready, ranges, job)
+    return found.model, found
 
 
 def build(

@@ -267,6 +267,28 @@ def inspect(
 
 
 @verb
+def lint(
+    model: Annotated[str, typer.Argument(help="A model with Q/DQ, of any tool.")],
+    target: Annotated[
+        str,
+        typer.Option("--target", "-t", help="A target, or a dialect such as tensorrt-8, ort-avx2."),
+    ],
+    shapes: Shapes = None,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Say where a quantized model breaks a runtime's rules, or will not fuse (1: an error)."""
+    from edgekit import console
+    from edgekit.pipeline import linting
+
+    origin = _origin(model, shapes, trust_pickle=trust_pickle)
+    found = linting.lint_origin(origin, target)
+    console.print_json(found.to_json()) if as_json else console.show_lint(found)
+    return found.exit_code
+
+
+@verb
 def verify(
     reference: Annotated[str, typer.Argument(metavar="A", help="The reference, a model.")],
     candidate: Annotated[str, typer.Argument(metavar="B", help="The candidate, a model.")],
@@ -424,6 +446,81 @@ def recover(
     if report:
         console.print_json(report) if as_json else console.show_document(report)
     return 0
+
+
+@verb
+def quantize(
+    model: Annotated[str, typer.Argument(help="A trained model, in floating point.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Unlabelled samples of what the device will see.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The quantized .onnx file.")],
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Whose dialect the file is in.")
+    ] = "cpu",
+    dialect: Annotated[
+        str, typer.Option(help="Another than the target's: tensorrt-8, ort-vnni, dla, ...")
+    ] = "",
+    precision: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
+    method: Annotated[
+        str | None, typer.Option(help="Ranges: minmax, percentile, entropy, mse or best.")
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(help="auto, none, or steps: equalise, absorb, bias, round, adaround, distil."),
+    ] = None,
+    samples: Annotated[
+        str | None, typer.Option(help="At most so many; auto: until the ranges stand still.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="What INT8 may lose of the metric; else nodes stay float.")
+    ] = None,
+    evaluation: Annotated[
+        str, typer.Option("--eval", help="Samples with labels for --max-drop.")
+    ] = "",
+    metric: Annotated[
+        str, typer.Option(help="top1, fidelity or package.module:function, for --max-drop.")
+    ] = "",
+    min_int8_share: Annotated[
+        float | None, typer.Option(help="Of the MACs of weighted layers, in INT8; 0.95.")
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Of the weights; fewer than 8 are simulated.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Its preprocessing and [quantize] are used.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write all that was found here.")] = None,
+    weights: Weights = "",
+    plan: ModulePlan = "",
+    shapes: Shapes = None,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Quantize a model for one target: observe, choose ranges, mend the rounding, judge."""
+    from edgekit import console
+    from edgekit.pipeline import quantized_file as quantizing
+
+    settings = {
+        "ranges": method, "refine": quantizing.refinements(refine), "max_drop": max_drop,
+        "samples": quantizing.sample_count(samples), "min_int8_share": min_int8_share,
+        "weight_bits": bits,
+    }  # fmt: skip
+    request = quantizing.QuantizeRequest(
+        origin=_origin(model, shapes, trust_pickle=trust_pickle, weights=weights, plan=plan),
+        data=data, out=out, target=target, dialect=dialect,
+        precision=quantizing.precision_named(precision),
+        recipe=recipe, evaluation=evaluation, metric=metric, report=report,
+        settings={key: value for key, value in settings.items() if value is not None},
+    )  # fmt: skip
+    with console.build_progress() as on_event:
+        found = quantizing.quantize_file(request, on_event=on_event)
+    if as_json:
+        console.print_json(found.document)
+    else:
+        console.show_quantization(found.document)
+    return found.exit_code
 
 
 @verb

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # a verb loads what it needs; drawing an error needs none of 
     from edgekit.compress.channels.sensitivity import Sensitivity
     from edgekit.gate import Decision
     from edgekit.pipeline.build import BuildPlan
+    from edgekit.pipeline.linting import LintResult
     from edgekit.report.inspection import Inspection
     from edgekit.report.profiles import Listing
 from edgekit.values import Check, Verdict
@@ -181,6 +182,24 @@ def show_inspection(found: Inspection) -> None:
         show_table(table.columns, table.lines, prose=table.prose)
     for note in inspection_rows.target_notes(found.on_target):
         err.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+
+
+def show_lint(found: LintResult) -> None:
+    """Draws what breaks a rule and what mends it, the gravest first."""
+    lines = tuple(found.rows())
+    if lines:
+        show_table(("", "node", "what", "what mends it"), lines, prose="what")
+    say(found.summary)
+
+
+def show_quantization(document: Mapping[str, object]) -> None:
+    """Draws what a quantization cost: part by part, layer by layer, and what stayed in float."""
+    from edgekit.report import quantization
+
+    _show_grid(quantization.summary(document))
+    for table in quantization.tables(document):
+        err.print(Text(f"\n{table.title}", style="bold"))
+        show_table(table.columns, table.lines, prose=table.prose)
 
 
 def show_sensitivity(found: Sensitivity) -> None:

@@ -48,6 +48,7 @@ RULES: Mapping[str, Rule] = {
     "max_drop": Rule(figure="drop", at_least=False, measured=False),
     "min_agreement": Rule(figure="agreement", at_least=True, measured=False),
     "min_sqnr_db": Rule(figure="sqnr_db", at_least=True, measured=False),
+    "min_int8_share": Rule(figure="int8_share", at_least=True, measured=False),
 }
 
 WORST_FIRST = (

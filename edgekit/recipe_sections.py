@@ -335,12 +335,26 @@ class CompressSection(Section):
     recover: RecoverSection | None = None
 
 
-class QuantizeSection(Section):
-    """How ranges are observed and chosen. `samples` absent: all calibration samples."""
+Refinement = Literal["equalise", "absorb", "bias", "round", "adaround", "distil"]
+Refinements = Annotated[tuple[Refinement, ...], Field(strict=False, min_length=1)]
 
-    ranges: Literal["minmax", "percentile"] = "percentile"
+
+class QuantizeSection(Section):
+    """How ranges are observed and chosen, what mends the rounding, who may stay in float.
+
+    `samples` absent: all calibration samples; "auto": until the ranges stand still. `refine`
+    "auto" keeps of the cheap steps those that measurably help. `max_drop` is what INT8 may lose of
+    the metric: nodes stay in floating point until it holds, as long as `min_int8_share` of the MACs
+    of weighted layers stay in INT8. `weight_bits` under 8 are simulated: the stored type stays.
+    """
+
+    ranges: Literal["minmax", "percentile", "entropy", "mse", "best"] = "best"
     percentile: Annotated[Number, Field(gt=50, le=100)] = 99.999
-    samples: Whole | None = None
+    samples: Whole | Literal["auto"] | None = None
+    refine: Literal["auto", "none"] | Refinements = "auto"
+    max_drop: Annotated[Number, Field(ge=0)] | None = None
+    min_int8_share: Share = 0.95
+    weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
 
 
 class BatchRange(Section):
@@ -399,6 +413,7 @@ class GateSection(Section):
     max_drop: Annotated[Number, Field(ge=0)] | None = None
     min_agreement: Share | None = None
     min_sqnr_db: Number | None = None
+    min_int8_share: Share | None = None
 
     def limits(self) -> dict[str, float]:
         """The limits that are set, by name."""

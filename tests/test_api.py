@@ -61,8 +61,9 @@ def test_a_module_goes_the_whole_way(samples: Path, tmp_path: Path) -> None:
     assert report.after.macs <= 0.6 * report.before.macs
     taught, learnt = api.recover(smaller, model, data, epochs=2)
     assert learnt.after < learnt.before
-    quantized, placed = api.quantize(taught, data, target="cpu")
-    assert placed.quantized["Conv"] == 4
+    quantized, found_int8 = api.quantize(taught, data, target="cpu")
+    assert found_int8.placed.quantized["Conv"] == 4
+    assert found_int8.int8_share == 1.0
     report_int8 = api.verify(taught, quantized, data)
     assert isinstance(report_int8.sqnr_db, float)
     assert report_int8.sqnr_db > 15

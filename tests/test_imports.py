@@ -20,7 +20,8 @@ ROWS = (
     ("targets", "recipe", "recipe_sections"),
     ("models", "data"),
     ("train",),
-    ("compress", "quantize"),
+    ("compress",),
+    ("quantize",),
     ("codec",),
     ("engines",),
     ("bench",),
@@ -39,7 +40,7 @@ OWNERS = {
     "torch": (
         "models/torch_module.py", "models/torch_source.py", "models/torch_files.py",
         "models/operators/", "train/", "compress/",
-        "quantize/refine.py",
+        "quantize/refine/", "quantize/precision/",
     ),
     "accelerate": ("train/acceleration.py",),
     "tensorrt": ("engines/tensorrt.py", "engines/trt_common.py"),

@@ -171,6 +171,20 @@ def test_a_precision_that_a_target_lacks_is_refused(project: Path) -> None:
         run_build(project, targets=("cpu",))
 
 
+def test_a_runtime_that_takes_its_types_from_the_graph_gets_a_float16_graph(project: Path) -> None:
+    recipe = project / "edgekit.toml"
+    recipe.write_text(RECIPE + '[target.rtx-3060.engine]\nprecision = "fp16"\n')
+    result, events = run_build(project, targets=("rtx-3060",))
+    (said,) = [event.said for event in events if event.step == "fp16" and event.state == "done"]
+    assert said.startswith("15 nodes in float16, 0 in float32, 2 casts")
+    place = project / "build" / "residual" / "rtx-3060"
+    assert json.loads((place / "engine" / "manifest.json").read_text())["precision"] == "fp16"
+    graph = onnx.load(place / "model.onnx").graph
+    assert {tensor.data_type for tensor in graph.initializer} == {onnx.TensorProto.FLOAT16}
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert result.targets[0].verdict is Verdict.PENDING
+
+
 @pytest.mark.parametrize("blocked", ["build", "build/residual"])
 def test_a_place_that_cannot_be_written_is_named(project: Path, blocked: str) -> None:
     place = project / blocked

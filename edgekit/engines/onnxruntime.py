@@ -113,6 +113,26 @@ def open_model(model: Model, *, threads: int = 0, optimise: bool = True) -> Onnx
     return _opened(to_bytes(model), threads=threads, optimise=optimise, where=model.name)
 
 
+def fused_bytes(model: Model, *, as_on_arm: bool = False) -> bytes:
+    """The ONNX file of the graph with ONNX Runtime's fusions done, as its kernels would run.
+
+    No layout of one processor is chosen, so a node that was not fused keeps its name. `as_on_arm`
+    leaves int8 activations alone, which x86 would turn into uint8 first. Raises InputError where
+    ONNX Runtime refuses the model.
+    """
+    from edgekit.models.model import to_bytes
+
+    ort = _package()
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        place = Path(folder) / ENGINE_FILE
+        options = _options(ort, 1, _SAVED_LEVEL)
+        options.optimized_model_filepath = str(place)
+        if as_on_arm:
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
+        _inference_session(ort, to_bytes(model), options, model.name)
+        return place.read_bytes()
+
+
 class OnnxRuntimeSession:
     """A model in ONNX Runtime on the CPU. `stage` copies nothing: the arrays must not change."""
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.engines import lint, onnxruntime, operators, tensorrt_rtx
+from edgekit.engines import onnxruntime, operators, tensorrt_rtx
 from edgekit.engines.base import EngineRequest, input_extents, read_model
 from edgekit.engines.trtexec import generation_of, version_of
 from edgekit.errors import EdgekitError, InputError
 from edgekit.models.model import Model
+from edgekit.quantize import lint
 
 _SHOWN = 5
 # A target that TensorRT-RTX does not compile for (every Jetson) is compiled for this one instead:
@@ -135,7 +136,7 @@ def _graph_lines(request: EngineRequest, model: Model) -> Iterator[Line]:
 
 
 def _qdq(request: EngineRequest, model: Model, version: operators.Version) -> Line:
-    broken = [str(finding) for finding in lint.broken_rules(model, version)]
+    broken = [str(finding) for finding in _refused_pairs(model, version)]
     count = sum(node.op_type in lint.QDQ for node in model.graph)
     if request.precision == "int8" and not count:
         broken.append("INT8 was asked for, and the graph has no Q/DQ: it would not be INT8")
@@ -146,6 +147,12 @@ def _qdq(request: EngineRequest, model: Model, version: operators.Version) -> Li
         answer=Answer.REFUSED if broken else Answer.PASSED,
         said=_listed(broken) or f"{count} nodes, no rule broken",
     )
+
+
+def _refused_pairs(model: Model, version: operators.Version) -> list[lint.Finding]:
+    """What the parser would not read; the rest of the lint is advice."""
+    found = lint.lint(model, lint.Reader(runtime="tensorrt", version=version))
+    return [finding for finding in found if finding.severity == "error"]
 
 
 def _operators(model: Model, version: operators.Version) -> Line:

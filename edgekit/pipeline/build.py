@@ -11,16 +11,17 @@ from pathlib import Path
 from edgekit import files
 from edgekit.data.batches import load_batches, refuse_shared_samples
 from edgekit.data.metrics import load_metric
-from edgekit.engines import machine
 from edgekit.errors import InputError
 from edgekit.models.batch import fixed_batch, free_batch
 from edgekit.models.model import Model, digest
 from edgekit.models.opset import raised
 from edgekit.models.simplify import clean
 from edgekit.pipeline import steps
-from edgekit.pipeline.cache import Cache, key_of, write_json
+from edgekit.pipeline.cache import Cache, Step, key_of, write_json
 from edgekit.pipeline.candidates import Chain, Project, wanted_precisions
 from edgekit.pipeline.device import finish_target
+from edgekit.pipeline.floor import FloorAsked
+from edgekit.pipeline.half import half_step
 from edgekit.pipeline.origin import (
     Origin,
     describe_export,
@@ -28,10 +29,10 @@ from edgekit.pipeline.origin import (
     open_exported,
     open_origin,
 )  # fmt: skip
+from edgekit.pipeline.quantization import Job, dialect_of
 from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent
 from edgekit.pipeline.steps import Source, outputs_of_model
 from edgekit.pipeline.workshop import Workshop
-from edgekit.quantize.dialects import dialect_named
 from edgekit.recipe import Recipe, for_target, load_recipe, resolved
 from edgekit.targets import ResolvedTarget, Target, preferred_multiple, resolve_target
 
@@ -275,28 +276,48 @@ def _chain(
     step = steps.simplify_step(source, project.calibration, workshop.progress_of("simplify"))
     workshop.do(step, describe=steps.describe_simplify)
     floating = steps.made_model(cache, step, name)
-    quantized = None
+    quantized = quantizing = None
     if "int8" in wanted_precisions(target, wanted):
-        observed = steps.observe_step(
-            floating, project.calibration, wanted.quantize.samples, workshop.progress_of("observe")
-        )
-        workshop.do(observed, describe=steps.describe_observe)
-        dialect = dialect_named(
-            target.runtime.dialect,
-            version=target.runtime.version if target.runtime.name != "tensorrt_rtx" else "11.0",
-            cpu_flags=machine.cpu_flags(),
-            arm=machine.is_arm(),
-        )
-        step = steps.quantize_step(floating, (cache, observed), dialect, wanted.quantize)
-        workshop.do(step, target=target.name, describe=steps.describe_said)
-        quantized = steps.made_model(cache, step, name)
+        quantizing = _quantizing(workshop, project, target, wanted, floating)
+        quantized = steps.made_model(cache, quantizing, name)
     if project.model.opset > target.runtime.opset:
         floating = _lowered(workshop, target, floating, name)
         quantized = None if quantized is None else _lowered(workshop, target, quantized, name)
+    half = None
+    if target.runtime.name == "tensorrt_rtx" and "fp16" in wanted_precisions(target, wanted):
+        step = half_step(floating, project.calibration, workshop.progress_of("fp16", target.name))
+        workshop.do(step, target=target.name, describe=steps.describe_said)
+        half = steps.made_model(cache, step, name)
     return Chain(
         recipe=wanted, compressed=compressed, floating=floating, quantized=quantized,
-        channel_plan=plan_from,
+        channel_plan=plan_from, half=half, quantizing=quantizing,
     )  # fmt: skip
+
+
+def _quantizing(
+    workshop: Workshop, project: Project, target: Target, wanted: Recipe, floating: Source
+) -> Step:
+    """The step that quantizes in the target's dialect, done."""
+    options, cache = wanted.quantize, project.cache
+    observed = steps.observe_step(
+        floating, project.calibration, options, workshop.progress_of("observe")
+    )
+    workshop.do(observed, describe=steps.describe_said)
+    job = Job(
+        dialect=dialect_of(target), batches=project.calibration, options=options,
+        version=target.runtime.version,
+    )  # fmt: skip
+    floor = None
+    if options.max_drop is not None:
+        floor = FloorAsked(
+            max_drop=options.max_drop, batches=project.evaluation, metric=project.metric,
+            dialect=job.dialect, target=target,
+        )  # fmt: skip
+    step = steps.quantize_step(
+        floating, (cache, observed), job, floor, workshop.progress_of("quantize", target.name)
+    )
+    workshop.do(step, target=target.name, describe=steps.describe_said)
+    return step
 
 
 def _lowered(workshop: Workshop, target: Target, source: Source, name: str) -> Source:

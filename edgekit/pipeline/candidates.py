@@ -14,11 +14,11 @@ from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions
-from edgekit.pipeline.steps import Source
+from edgekit.pipeline.steps import REPORT_FILE, Source
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe
 from edgekit.targets import Precision, Target
-from edgekit.values import Array
+from edgekit.values import Array, Figure, Unknown, figure_from_json
 from edgekit.verify import VerifyReport, from_json
 
 _SAMPLES = 4  # real inputs that a runtime may compare outputs on
@@ -40,13 +40,19 @@ class Project:
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """A target's models: compressed (BatchNormalization in it), floating (folded), quantized."""
+    """A target's models: compressed (BatchNormalization in it), floating (folded), quantized.
+
+    `half` is the float16 graph, where the runtime takes its types from the graph; `quantizing` is
+    the step that made the quantized one.
+    """
 
     recipe: Recipe
     compressed: Source
     floating: Source
     quantized: Source | None
     channel_plan: Step | None
+    half: Source | None = None
+    quantizing: Step | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +94,6 @@ def wanted_precisions(target: Target, recipe: Recipe) -> tuple[Precision, ...]:
             where=f"engine.precision for {target.name}",
             got=asked, wanted=", ".join(("auto", *target.precisions)),
         )  # fmt: skip
-    if asked == "fp16" and target.runtime.name == "tensorrt_rtx":
-        raise InputError(
-            "TensorRT-RTX takes its types from the graph, and edgekit does not write FP16 graphs "
-            "yet",
-            where=f"engine.precision for {target.name}", got="fp16", wanted="auto, int8, fp32",
-        )  # fmt: skip
     return (asked,)
 
 
@@ -105,6 +105,8 @@ def candidate_of(
     if precision == "int8":
         assert chain.quantized is not None
         source = chain.quantized
+    elif precision == "fp16" and chain.half is not None:
+        source = chain.half
     here = target.runtime.build == "here"
     engine = None
     if target.runtime.build != "device":
@@ -195,6 +197,13 @@ def samples_of(batches: Batches, count: int) -> Mapping[str, Array]:
     """The first few preprocessed samples, evenly spaced."""
     chosen = batches.take(count)
     return next(iter(chosen.with_batch_size(chosen.count))).inputs
+
+
+def int8_share_of(cache: Cache, chain: Chain, precision: Precision) -> Figure:
+    """The share of the MACs of weighted layers that an engine of this precision does in INT8."""
+    if precision != "int8" or chain.quantizing is None:
+        return Unknown(f"the engine is {precision}")
+    return figure_from_json(read_json(cache.entry(chain.quantizing) / REPORT_FILE)["int8_share"])
 
 
 def report_of(cache: Cache, step: Step) -> VerifyReport:

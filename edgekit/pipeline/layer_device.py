@@ -13,16 +13,16 @@ from edgekit.bench import statistics
 from edgekit.bench.layers import LayerPlan, Prepare
 from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm
-from edgekit.engines import machine, onnxruntime
+from edgekit.engines import onnxruntime
 from edgekit.engines.base import EngineRequest, runtime_module
 from edgekit.errors import InputError
 from edgekit.models.model import Model, save
 from edgekit.models.simplify import fold_batchnorm
+from edgekit.pipeline.quantization import dialect_of
 from edgekit.pipeline.result import OnEvent, StepEvent
-from edgekit.quantize.dialects import dialect_named
 from edgekit.quantize.observe import float_activations, observe
-from edgekit.quantize.place import insert_qdq
 from edgekit.quantize.ranges import minmax
+from edgekit.quantize.write import insert_qdq
 from edgekit.targets import Precision, Target
 from edgekit.values import Array, Batch
 
@@ -62,10 +62,7 @@ def _preparing(precision: Precision, target: Target) -> Prepare:
         )  # fmt: skip
     if precision == "fp32":
         return lambda model: model
-    dialect = dialect_named(
-        target.runtime.dialect, version=target.runtime.version, cpu_flags=machine.cpu_flags(),
-        arm=machine.is_arm(),
-    )  # fmt: skip
+    dialect = dialect_of(target)
 
     def quantized(model: Model) -> Model:
         folded, _ = fold_batchnorm(model)

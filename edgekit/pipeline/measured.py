@@ -22,8 +22,20 @@ from edgekit.engines.base import Engine, load_engine
 from edgekit.models.cost import Cost, total_cost
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Cache, Step, key_of
-from edgekit.pipeline.candidates import Candidate, Chain, Project, report_of, samples_of
-from edgekit.pipeline.publish import accuracy_estimates, accuracy_evidence, publish
+from edgekit.pipeline.candidates import (
+    Candidate,
+    Chain,
+    Project,
+    int8_share_of,
+    report_of,
+    samples_of,
+)
+from edgekit.pipeline.publish import (
+    accuracy_estimates,
+    accuracy_evidence,
+    limits_of,
+    publish,
+)
 from edgekit.pipeline.result import Facts, StepEvent, TargetResult
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe
@@ -43,7 +55,7 @@ def finish_here(  # noqa: PLR0913, PLR0917
     candidates: Sequence[Candidate], baseline: Step, rebench: bool,
 ) -> TargetResult | None:  # fmt: skip
     """Measures the candidates beside the original, takes the fastest that is good enough."""
-    target, cache, limits = resolved.target, project.cache, chain.recipe.gate.limits()
+    target, cache = resolved.target, project.cache
     if workshop.listing:
         workshop.note("bench", target.name, cached=False, seconds=0.0, said="")
         return None
@@ -54,10 +66,11 @@ def finish_here(  # noqa: PLR0913, PLR0917
     reused = bench.reuse() if not rebench else False
     if not reused:
         bench.measure()
-    judged = _judge(chain.recipe, candidates, reports, bench.measured)
+    shares = {c.precision: int8_share_of(cache, chain, c.precision) for c in candidates}
+    judged = _judge(chain.recipe, candidates, reports, shares, bench.measured)
     while _undecided(judged.decision) and bench.runs < _MOST_RUNS:
         bench.measure()
-        judged = _judge(chain.recipe, candidates, reports, bench.measured)
+        judged = _judge(chain.recipe, candidates, reports, shares, bench.measured)
     by_arm = {m.arm: m for m in bench.measured}
     original_costs, costs = total_cost(project.model), total_cost(chain.compressed.load())
     before = _measured_facts(
@@ -97,6 +110,7 @@ def finish_here(  # noqa: PLR0913, PLR0917
         MEASUREMENT_FILE: bench.path,
     }
     taken_at = by_arm["original"].taken_at
+    limits = limits_of(chain.recipe, chosen.precision)
     return publish(project, chain, result, contents, judged.evidence, limits, taken_at)
 
 
@@ -196,12 +210,16 @@ def _judge(
     recipe: Recipe,
     candidates: Sequence[Candidate],
     reports: Mapping[Precision, VerifyReport],
+    shares: Mapping[Precision, Figure],
     measured: Sequence[Measurement],
 ) -> _Judged:
-    limits, by_arm = recipe.gate.limits(), {m.arm: m for m in measured}
-    chosen, why = _choose(candidates, by_arm, reports, limits)
+    by_arm = {m.arm: m for m in measured}
+    chosen, why = _choose(candidates, by_arm, reports, recipe.gate.limits())
+    limits = limits_of(recipe, chosen.precision)
     age = age_s(by_arm[chosen.precision], time.time())
-    evidence = accuracy_evidence(reports[chosen.precision], recipe)
+    evidence = accuracy_evidence(
+        reports[chosen.precision], recipe, shares[chosen.precision]
+    )  # fmt: skip
     figures = gate.measured_estimates(by_arm[chosen.precision], by_arm["original"])
     evidence = replace(
         evidence, estimates={**evidence.estimates, **figures}, on_device=True, age_s=age

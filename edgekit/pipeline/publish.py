@@ -14,6 +14,7 @@ from edgekit.pipeline.cache import write_json
 from edgekit.pipeline.candidates import Chain, Project
 from edgekit.pipeline.result import Facts, TargetResult
 from edgekit.recipe import Recipe
+from edgekit.targets import Precision
 from edgekit.values import Figure, Unknown
 from edgekit.verify import VerifyReport
 
@@ -22,13 +23,35 @@ EVIDENCE_FILE, REPORT_FILE = "evidence.json", "report.json"
 EVIDENCE_FORMAT = 1
 
 
-def accuracy_evidence(report: VerifyReport, recipe: Recipe) -> gate.Evidence:
+MIN_INT8_SHARE = 0.95
+"""Of the MACs of weighted layers: an INT8 engine with less in INT8 is not what was asked for."""
+
+
+def limits_of(recipe: Recipe, precision: Precision) -> dict[str, float]:
+    """The limits that a recipe sets on an engine of this precision.
+
+    An INT8 engine that is gated at all must work in INT8 for `MIN_INT8_SHARE` of its MACs unless
+    the recipe says otherwise; of another one nobody asks.
+    """
+    limits = recipe.gate.limits()
+    if precision != "int8":
+        limits.pop("min_int8_share", None)
+    elif limits:
+        limits.setdefault("min_int8_share", MIN_INT8_SHARE)
+    return limits
+
+
+def accuracy_evidence(report: VerifyReport, recipe: Recipe, int8_share: Figure) -> gate.Evidence:
     """What verification says, before anything is measured."""
     unmeasured = {
         rule.figure: gate.Estimate(value=NOT_HERE) for rule in gate.RULES.values() if rule.measured
     }
     return gate.Evidence(
-        estimates={**unmeasured, **accuracy_estimates(report)},
+        estimates={
+            **unmeasured,
+            **accuracy_estimates(report),
+            "int8_share": gate.Estimate(value=int8_share),
+        },
         on_device=False,
         age_s=NOT_HERE,
         max_age_s=recipe.bench.max_age,

@@ -26,12 +26,13 @@ from edgekit.models.simplify import simplify
 from edgekit.models.source import reopen
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions, write_json
 from edgekit.pipeline.channels import channels_line, guidance_of, latency_by
+from edgekit.pipeline.floor import FloorAsked
+from edgekit.pipeline.quantization import Job, every_dialect, observe_for, quantize
 from edgekit.pipeline.table import load_table
 from edgekit.pipeline.workshop import OnFraction
-from edgekit.quantize.dialects import Dialect
-from edgekit.quantize.observe import float_activations, observe
-from edgekit.quantize.place import insert_qdq
-from edgekit.quantize.ranges import choice, load_ranges, save_ranges
+from edgekit.quantize.calibration_cache import calibration_cache
+from edgekit.quantize.prepare import prepared
+from edgekit.quantize.ranges import load_ranges, save_ranges
 from edgekit.recipe import ChannelsSection, QuantizeSection, RecoverSection
 from edgekit.train.augment import load_own_function
 from edgekit.train.launch import launched
@@ -40,9 +41,8 @@ from edgekit.values import Array, Feeds, run
 from edgekit.verify import outputs_of, to_json, verify
 
 MODEL_FILE, REPORT_FILE, PLAN_FILE = "model.onnx", "report.json", "plan.json"
-RANGES_FILE, OUTPUTS_FILE = "ranges.npz", "outputs.npz"
+RANGES_FILE, OUTPUTS_FILE, CACHE_FILE = "ranges.npz", "outputs.npz", "calibration.cache"
 
-_OBSERVE_BATCH = 32
 _COMPARED_SAMPLES = 8
 
 
@@ -167,50 +167,52 @@ def simplify_step(source: Source, batches: Batches, on_fraction: OnFraction) -> 
 
 
 def observe_step(
-    source: Source, batches: Batches, samples: int | None, on_fraction: OnFraction
+    source: Source, batches: Batches, options: QuantizeSection, on_fraction: OnFraction
 ) -> Step:
-    """Learns the range of every activation from unlabelled samples."""
+    """Learns the range of every activation that any dialect quantizes, from unlabelled samples."""
 
     def make(folder: Path, partial: Path) -> None:
         del partial
-        model = source.load()
-        chosen = (batches.take(samples) if samples else batches).with_batch_size(_OBSERVE_BATCH)
-        ranges = observe(
-            model, float_activations(model), chosen, reference_runtime.open_model,
-            on_batch=lambda done: on_fraction(done / chosen.count, f"{done} samples"),
-        )  # fmt: skip
+        model = prepared(source.load())
+        ranges = observe_for(model, every_dialect(), batches, options, on_fraction)
         save_ranges(ranges, folder / RANGES_FILE)
         write_json(
-            folder / REPORT_FILE, {"samples": ranges.samples, "tensors": len(ranges.tensors)}
-        )
+            folder / REPORT_FILE,
+            {"samples": ranges.samples, "tensors": len(ranges.tensors), "said": str(ranges),
+             "doubts": list(ranges.doubts)},
+        )  # fmt: skip
 
     key = key_of(
-        "observe", source=source.key, data=batches.digest, samples=samples,
-        versions=versions(["onnxruntime"]),
+        "observe", source=source.key, data=batches.digest, samples=options.samples,
+        rows=options.ranges == "best", versions=versions(["onnxruntime"]),
     )  # fmt: skip
     return Step(name="observe", key=key, make=make)
 
 
 def quantize_step(
-    source: Source, ranges: tuple[Cache, Step], dialect: Dialect, options: QuantizeSection
-) -> Step:
-    """Writes Q/DQ in a dialect from ranges that were observed once."""
+    source: Source, ranges: tuple[Cache, Step], job: Job, floor: FloorAsked | None,
+    on_fraction: OnFraction,
+) -> Step:  # fmt: skip
+    """Quantizes in a dialect, from ranges that were observed once; a search is taken up again."""
     cache, observed = ranges
 
     def make(folder: Path, partial: Path) -> None:
-        del partial
-        model, report = insert_qdq(
-            source.load(),
-            load_ranges(cache.entry(observed) / RANGES_FILE),
-            dialect,
-            choice(options.ranges, percent=options.percentile),
-        )
-        save(model, folder / MODEL_FILE)
-        write_json(folder / REPORT_FILE, {**asdict(report), "said": str(report)})
+        model = prepared(source.load())
+        seen = load_ranges(cache.entry(observed) / RANGES_FILE)
+        limit = None if floor is None else floor.of(model, partial / "search.json")
+        found = quantize(model, seen, job, floor=limit, on_fraction=on_fraction)
+        if job.dialect.written == "cache":
+            save(model, folder / MODEL_FILE)
+            (folder / CACHE_FILE).write_text(calibration_cache(found.scheme, job.version))
+        else:
+            save(found.model, folder / MODEL_FILE)
+        write_json(folder / REPORT_FILE, found.to_json())
 
     key = key_of(
-        "quantize", source=source.key, ranges=observed.key, dialect=dialect.as_json(),
-        how=[options.ranges, options.percentile],
+        "quantize", source=source.key, ranges=observed.key, dialect=job.dialect.as_json(),
+        data=job.batches.digest, options=job.options.model_dump(mode="json"),
+        floor="" if floor is None else floor.digest, runtime=job.version,
+        versions=versions(["onnxruntime", "torch"]),
     )  # fmt: skip
     return Step(name="quantize", key=key, make=make)
 
@@ -295,12 +297,6 @@ def describe_simplify(folder: Path) -> str:
         f"{report['nodes_before']} -> {report['nodes_after']} nodes, "
         f"{report['batchnorms_folded']} BatchNormalization folded{left}"
     )
-
-
-def describe_observe(folder: Path) -> str:
-    """What was observed, in a line."""
-    report = _report(folder)
-    return f"{report['tensors']} tensors over {report['samples']} samples"
 
 
 def describe_said(folder: Path) -> str:

@@ -21,11 +21,18 @@ from edgekit.pipeline.candidates import (
     Project,
     candidate_of,
     engine_request,
+    int8_share_of,
     report_of,
     request_key,
     wanted_precisions,
 )
-from edgekit.pipeline.publish import NOT_HERE, accuracy_evidence, graph_facts, publish
+from edgekit.pipeline.publish import (
+    NOT_HERE,
+    accuracy_evidence,
+    graph_facts,
+    limits_of,
+    publish,
+)
 from edgekit.pipeline.result import Facts, TargetResult
 from edgekit.pipeline.workshop import Workshop
 from edgekit.targets import ResolvedTarget, Target
@@ -38,11 +45,13 @@ def finish_elsewhere(
     project: Project, chain: Chain, resolved: ResolvedTarget, candidate: Candidate, baseline: Step
 ) -> TargetResult:
     """An engine that was built here for a device that is not: no measurement, no verdict yet."""
-    target, cache, limits = resolved.target, project.cache, chain.recipe.gate.limits()
+    target, cache = resolved.target, project.cache
+    limits = limits_of(chain.recipe, candidate.precision)
     engine = load_engine(cache.entry(candidate.engine))
     original = load_engine(cache.entry(baseline))
     report = report_of(cache, candidate.verified)
-    evidence = accuracy_evidence(report, chain.recipe)
+    share = int8_share_of(cache, chain, candidate.precision)
+    evidence = accuracy_evidence(report, chain.recipe, share)
     estimates = dict(evidence.estimates)
     estimates["size_mb"] = gate.Estimate(value=engine.file_bytes / 1e6)
     evidence = replace(evidence, estimates=estimates)
@@ -109,15 +118,17 @@ def finish_device(
     workshop: Workshop, project: Project, chain: Chain, resolved: ResolvedTarget
 ) -> TargetResult | None:
     """Everything that the device needs to build its own engine, preflighted here."""
-    target, cache, limits = resolved.target, project.cache, chain.recipe.gate.limits()
+    target, cache = resolved.target, project.cache
     precision = wanted_precisions(target, chain.recipe)[0]
+    limits = limits_of(chain.recipe, precision)
     candidate = candidate_of(workshop, project, chain, target, precision)
     step = _device_step(workshop, project, chain, target, candidate)
     workshop.do(step, target=target.name, describe=_describe_preflight)
     if workshop.listing:
         return None
     report = report_of(cache, candidate.verified)
-    evidence = accuracy_evidence(report, chain.recipe)
+    share = int8_share_of(cache, chain, precision)
+    evidence = accuracy_evidence(report, chain.recipe, share)
     decision = gate.decide(evidence, limits)
     flight: dict[str, Any] = read_json(cache.entry(step) / PREFLIGHT_FILE)
     notes = [

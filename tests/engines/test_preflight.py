@@ -10,10 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines import lint, operators, tensorrt_rtx
+from edgekit.engines import operators, tensorrt_rtx
 from edgekit.engines.base import EngineRequest, read_model
 from edgekit.engines.preflight import Answer, PreflightReport, preflight
 from edgekit.errors import InputError
+from edgekit.quantize import lint
 from edgekit.targets import Target, load_target
 from edgekit.values import Array
 
@@ -188,7 +189,9 @@ def quantized(  # one Conv with Q/DQ, and what a test makes wrong in it
 
 
 def broken(path: Path, version: tuple[int, int] = (10, 3)) -> list[str]:
-    return [str(finding) for finding in lint.broken_rules(read_model(path), version)]
+    reader = lint.Reader(runtime="tensorrt", version=version)
+    found = lint.lint(read_model(path), reader)
+    return [str(finding) for finding in found if finding.severity == "error"]
 
 
 def test_symmetric_qdq_breaks_no_rule(tmp_path: Path) -> None:

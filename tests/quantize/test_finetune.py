@@ -17,8 +17,8 @@ from test_place import S8S8, TENSORRT, U8U8, observed
 from edgekit.models.model import Model
 from edgekit.models.simplify import fold_batchnorm
 from edgekit.quantize.dialects import Dialect, tensorrt_dialect
-from edgekit.quantize.place import insert_qdq
 from edgekit.quantize.ranges import minmax
+from edgekit.quantize.write import insert_qdq
 from edgekit.values import Array
 
 torch = pytest.importorskip("torch", reason="needs the compress extra")

@@ -75,7 +75,7 @@ class Rows(Protocol):
 
 def no_rows(groups: int, width: int, made: int, *, few: bool) -> Rows:
     """Where rows are counted in: as sums, whose size does not depend on them, or `few` as such."""
-    return _Few() if few else _Sums(groups, width, made)
+    return _Few() if few else Sums(groups, width, made)
 
 
 def fit(
@@ -109,7 +109,7 @@ def _best_share(
     return shares[int(errors.nan_to_num(torch.inf).argmin())]
 
 
-class _Sums:
+class Sums:
     """The sums that a fit needs of its rows, in double precision."""
 
     def __init__(self, groups: int, width: int, made: int) -> None:
@@ -135,9 +135,9 @@ class _Sums:
         self.y += y.sum(1, dtype=torch.float64)
         self.yy += y.double().square().sum(1)
 
-    def joined(self, other: Rows) -> _Sums:
-        assert isinstance(other, _Sums)
-        found = _Sums(self.x.shape[0], self.x.shape[1], self.y.shape[1])
+    def joined(self, other: Rows) -> Sums:
+        assert isinstance(other, Sums)
+        found = Sums(self.x.shape[0], self.x.shape[1], self.y.shape[1])
         found.count = self.count + other.count
         for name in ("x", "y", "xx", "xy", "yy"):
             setattr(found, name, getattr(self, name) + getattr(other, name))

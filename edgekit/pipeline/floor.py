@@ -1,0 +1,69 @@
+"""The accuracy that a quantized model must keep, and what INT8 saves for it on the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit import files
+from edgekit.data.batches import Batches
+from edgekit.data.metrics import Metric
+from edgekit.engines import onnxruntime as reference_runtime
+from edgekit.engines.device_rates import rates_of
+from edgekit.errors import InputError
+from edgekit.models.model import Model
+from edgekit.pipeline.quantization import Floor
+from edgekit.quantize.dialects import Dialect
+from edgekit.quantize.precision.saved import SavedTime, saved_by_roofline
+from edgekit.targets import Precision, Target
+from edgekit.values import Array
+from edgekit.verify import outputs_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloorAsked:
+    """How much of the metric INT8 may lose on the evaluation samples, and on which target.
+
+    The loss is against the very model that is quantized, through ONNX Runtime's kernels where they
+    are the target's, else by emulation.
+    """
+
+    max_drop: float
+    batches: Batches
+    metric: Metric
+    dialect: Dialect
+    target: Target
+
+    @property
+    def digest(self) -> str:
+        """Changes with the limit, the samples, the metric and the way to run."""
+        parts = [self.max_drop, self.batches.digest, self.metric.digest, self.dialect.name]
+        return files.digest_bytes(repr([*parts, self.target.name]).encode())
+
+    def of(self, model: Model, state: Path) -> Floor:
+        """The Floor for a floating Model, whose own metric is taken now."""
+        reference = self._outputs(model, kernels=True)
+        labels = self.batches.labels
+        before = self.metric(reference, labels, reference)
+
+        def drop_of(quantized: Model) -> float:
+            found = self._outputs(quantized, kernels=self.dialect.runtime == "onnxruntime")
+            return before - self.metric(found, labels, reference)
+
+        return Floor(
+            drop_of=drop_of, max_drop=self.max_drop, evaluation=self.digest, state=state,
+            saved=saved_time(model, self.target),
+        )  # fmt: skip
+
+    def _outputs(self, model: Model, *, kernels: bool) -> dict[str, Array]:
+        with reference_runtime.open_model(model, optimise=kernels) as session:
+            return outputs_of(session, self.batches)[0]
+
+
+def saved_time(model: Model, target: Target) -> SavedTime | None:
+    """What each node saves in INT8 on the target by its roofline; None where it is not known."""
+    beside: Precision = "fp16" if "fp16" in target.precisions else "fp32"
+    try:
+        return saved_by_roofline(model, rates_of(target), precision=beside)
+    except InputError:
+        return None
