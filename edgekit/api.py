@@ -228,7 +228,10 @@ def quantize(
     job = quantization.Job(
         dialect=dialect, batches=data, options=options, version=chosen.runtime.version
     )  # fmt: skip
-    ranges = quantization.observe_for(ready, (dialect,), data, options, lambda share, said: None)
+    ranges = quantization.observe_for(
+        ready, (dialect,), data, lambda share, said: None, samples=options.samples,
+        rows=options.ranges == "best",
+    )  # fmt: skip
     found = quantization.quantize(ready, ranges, job)
     return found.model, found
 

@@ -475,6 +475,9 @@ def quantize(
     max_drop: Annotated[
         float | None, typer.Option(help="What INT8 may lose of the metric; else nodes stay float.")
     ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(help="Expected on the target; the least loss under it.")
+    ] = None,
     evaluation: Annotated[
         str, typer.Option("--eval", help="Samples with labels for --max-drop.")
     ] = "",
@@ -505,7 +508,7 @@ def quantize(
     settings = {
         "ranges": method, "refine": quantizing.refinements(refine), "max_drop": max_drop,
         "samples": quantizing.sample_count(samples), "min_int8_share": min_int8_share,
-        "weight_bits": bits,
+        "weight_bits": bits, "max_ms": max_ms,
     }  # fmt: skip
     request = quantizing.QuantizeRequest(
         origin=_origin(model, shapes, trust_pickle=trust_pickle, weights=weights, plan=plan),

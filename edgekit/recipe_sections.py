@@ -345,7 +345,8 @@ class QuantizeSection(Section):
     `samples` absent: all calibration samples; "auto": until the ranges stand still. `refine`
     "auto" keeps of the cheap steps those that measurably help. `max_drop` is what INT8 may lose of
     the metric: nodes stay in floating point until it holds, as long as `min_int8_share` of the MACs
-    of weighted layers stay in INT8. `weight_bits` under 8 are simulated: the stored type stays.
+    of weighted layers stay in INT8. Under `max_ms`, the expected latency on the target, the least
+    loss is looked for instead. `weight_bits` under 8 are simulated: the stored type stays.
     """
 
     ranges: Literal["minmax", "percentile", "entropy", "mse", "best"] = "best"
@@ -353,6 +354,7 @@ class QuantizeSection(Section):
     samples: Whole | Literal["auto"] | None = None
     refine: Literal["auto", "none"] | Refinements = "auto"
     max_drop: Annotated[Number, Field(ge=0)] | None = None
+    max_ms: Positive | None = None
     min_int8_share: Share = 0.95
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
 

@@ -300,7 +300,7 @@ def _quantizing(
     """The step that quantizes in the target's dialect, done."""
     options, cache = wanted.quantize, project.cache
     observed = steps.observe_step(
-        floating, project.calibration, options, workshop.progress_of("observe")
+        cache, floating, project.calibration, options, workshop.progress_of("observe")
     )
     workshop.do(observed, describe=steps.describe_said)
     job = Job(
@@ -308,10 +308,10 @@ def _quantizing(
         version=target.runtime.version,
     )  # fmt: skip
     floor = None
-    if options.max_drop is not None:
+    if options.max_drop is not None or options.max_ms is not None:
         floor = FloorAsked(
-            max_drop=options.max_drop, batches=project.evaluation, metric=project.metric,
-            dialect=job.dialect, target=target,
+            max_drop=options.max_drop, max_ms=options.max_ms, batches=project.evaluation,
+            metric=project.metric, dialect=job.dialect, target=target,
         )  # fmt: skip
     step = steps.quantize_step(
         floating, (cache, observed), job, floor, workshop.progress_of("quantize", target.name)

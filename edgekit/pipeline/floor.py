@@ -24,11 +24,13 @@ from edgekit.verify import outputs_of
 class FloorAsked:
     """How much of the metric INT8 may lose on the evaluation samples, and on which target.
 
+    Under `max_ms`, a limit on the expected latency, the least loss is looked for.
     The loss is against the very model that is quantized, through ONNX Runtime's kernels where they
     are the target's, else by emulation.
     """
 
-    max_drop: float
+    max_drop: float | None
+    max_ms: float | None
     batches: Batches
     metric: Metric
     dialect: Dialect
@@ -37,7 +39,13 @@ class FloorAsked:
     @property
     def digest(self) -> str:
         """Changes with the limit, the samples, the metric and the way to run."""
-        parts = [self.max_drop, self.batches.digest, self.metric.digest, self.dialect.name]
+        parts = [
+            self.max_drop,
+            self.max_ms,
+            self.batches.digest,
+            self.metric.digest,
+            self.dialect.name,
+        ]
         return files.digest_bytes(repr([*parts, self.target.name]).encode())
 
     def of(self, model: Model, state: Path) -> Floor:
@@ -51,8 +59,8 @@ class FloorAsked:
             return before - self.metric(found, labels, reference)
 
         return Floor(
-            drop_of=drop_of, max_drop=self.max_drop, evaluation=self.digest, state=state,
-            saved=saved_time(model, self.target),
+            drop_of=drop_of, max_drop=self.max_drop, max_ms=self.max_ms,
+            evaluation=self.digest, state=state, saved=saved_time(model, self.target),
         )  # fmt: skip
 
     def _outputs(self, model: Model, *, kernels: bool) -> dict[str, Array]:

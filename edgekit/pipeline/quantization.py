@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekit.data.batches import Batches
 from edgekit.engines import machine
@@ -62,13 +62,15 @@ class Job:
 class Floor:
     """What a quantized Model must keep: `drop_of` gives what it loses, in the metric's unit.
 
-    `saved` is the time that INT8 saves on the target, None where nobody knows. `evaluation` names
-    data and metric, `state` is the file in which an interrupted search is kept.
+    `max_drop` bounds that, `max_ms` the expected latency; one of the two is there. `saved` is the
+    time that INT8 saves on the target, None where nobody knows. `evaluation` names data and metric,
+    `state` is the file in which an interrupted search is kept.
     """
 
     drop_of: Callable[[Model], float]
-    max_drop: float
     evaluation: str
+    max_drop: float | None = None
+    max_ms: float | None = None
     saved: SavedTime | None = None
     state: Path | None = None
 
@@ -139,12 +141,13 @@ class Quantized:
 
 
 def observe_for(
-    model: Model, dialects: tuple[Dialect, ...], batches: Batches, options: QuantizeSection,
-    on_fraction: OnFraction,
+    model: Model, dialects: tuple[Dialect, ...], batches: Batches, on_fraction: OnFraction, *,
+    samples: int | Literal["auto"] | None, rows: bool,
 ) -> Ranges:  # fmt: skip
     """The Ranges of every tensor that one of the dialects quantizes, from one pass over the data.
 
-    `model` is prepared (`quantize.prepare`). Raises InputError as `observe` does.
+    `model` is prepared (`quantize.prepare`). `rows`: with what the choice "best" needs. Raises
+    InputError as `observe` does, and where there is nothing to quantize.
     """
     names = dict.fromkeys(name for d in dialects for name in place(model, d).reads)
     if not names:
@@ -152,7 +155,7 @@ def observe_for(
     some = batches.with_batch_size(OBSERVE_BATCH)
     return observe(
         model, names, some, reference_runtime.open_model,
-        options=_observing(options, batches.digest),
+        options=ObserveOptions(samples=samples, rows=rows, data_digest=batches.digest),
         on_batch=lambda done: on_fraction(min(1.0, done / some.count), f"{done} samples"),
     )  # fmt: skip
 
@@ -187,7 +190,10 @@ def quantize(
         """What equalisation needs: the ranges of the changed Model, observed anew."""
         again = observe(
             changed, placement.reads, job.batches.with_batch_size(OBSERVE_BATCH),
-            reference_runtime.open_model, options=_observing(job.options),
+            reference_runtime.open_model,
+            options=ObserveOptions(
+                samples=job.options.samples, rows=job.options.ranges == "best"
+            ),
         )  # fmt: skip
         seen.append(again)
         return job.scheme_of(changed, placement, again)
@@ -234,18 +240,12 @@ def restricted(model: Model, scheme: Scheme, excluded: Mapping[str, str]) -> Sch
     )
 
 
-def _observing(options: QuantizeSection, data_digest: str = "") -> ObserveOptions:
-    return ObserveOptions(
-        samples=options.samples, rows=options.ranges == "best", data_digest=data_digest
-    )
-
-
 def _searched(
     model: Model, scheme: Scheme, job: Job, floor: Floor, damage: Mapping[str, float],
     on_fraction: OnFraction,
 ) -> tuple[Scheme, PrecisionReport]:  # fmt: skip
     limits = PrecisionOptions(
-        max_drop=floor.max_drop, min_int8_share=job.options.min_int8_share,
+        max_drop=floor.max_drop, most_ms=floor.max_ms, min_int8_share=job.options.min_int8_share,
         evaluation=floor.evaluation,
     )  # fmt: skip
     done = 0

@@ -14,7 +14,7 @@ from edgekit.errors import InputError
 from edgekit.models.model import Model, digest
 from edgekit.models.simplify import clean
 from edgekit.pipeline import steps
-from edgekit.pipeline.cache import Cache, read_json, write_json
+from edgekit.pipeline.cache import Cache, Step, read_json, write_json
 from edgekit.pipeline.floor import FloorAsked
 from edgekit.pipeline.half import half_step
 from edgekit.pipeline.origin import Origin, open_origin
@@ -83,25 +83,69 @@ def quantize_file(request: QuantizeRequest, *, on_event: OnEvent) -> QuantizedFi
     step = steps.simplify_step(source, batches, workshop.progress_of("simplify"))
     workshop.do(step, describe=steps.describe_simplify)
     floating = steps.made_model(workshop.cache, step, model.name)
-    if request.precision == "fp16":
-        step = half_step(floating, batches, workshop.progress_of("fp16", target.name))
-        workshop.do(step, target=target.name, describe=steps.describe_said)
-        return _written(request, workshop.cache.entry(step), target)
-    dialect = dialect_named(request.dialect) if request.dialect else dialect_of(target)
-    observed = steps.observe_step(floating, batches, options, workshop.progress_of("observe"))
-    workshop.do(observed, describe=steps.describe_said)
-    job = Job(
-        dialect=dialect, batches=batches, options=options, version=target.runtime.version
+    run = _Run(
+        request=request, workshop=workshop, model=model, floating=floating, batches=batches,
+        target=target,
     )  # fmt: skip
-    floor = None
-    if options.max_drop is not None:
-        floor = _floor(request, model, job, options.max_drop, target)
+    return _half(run) if request.precision == "fp16" else _integers(run, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A request, and what was opened and made for it."""
+
+    request: QuantizeRequest
+    workshop: Workshop
+    model: Model
+    floating: Source
+    batches: Batches
+    target: Target
+
+    def done(self, step: Step) -> Path:
+        """The folder of a step for the target, made now if nobody has made it."""
+        self.workshop.do(step, target=self.target.name, describe=steps.describe_said)
+        return self.workshop.cache.entry(step)
+
+
+def _integers(run: _Run, options: QuantizeSection) -> QuantizedFile:
+    """INT8; where that buys no time on the target, FP16 or FP32."""
+    workshop, batches, target = run.workshop, run.batches, run.target
+    observed = steps.observe_step(
+        workshop.cache, run.floating, batches, options, workshop.progress_of("observe")
+    )
+    workshop.do(observed, describe=steps.describe_said)
+    dialect = run.request.dialect
+    job = Job(
+        dialect=dialect_named(dialect) if dialect else dialect_of(target), batches=batches,
+        options=options, version=target.runtime.version,
+    )  # fmt: skip
+    has_floor = options.max_drop is not None or options.max_ms is not None
     step = steps.quantize_step(
-        floating, (workshop.cache, observed), job, floor,
+        run.floating, (workshop.cache, observed), job, _floor(run, job) if has_floor else None,
         workshop.progress_of("quantize", target.name),
     )  # fmt: skip
-    workshop.do(step, target=target.name, describe=steps.describe_said)
-    return _written(request, workshop.cache.entry(step), target)
+    folder = run.done(step)
+    search = read_json(folder / steps.REPORT_FILE)["search"]
+    if not isinstance(search, dict) or search["worth_it"]:
+        return _written(run, folder)
+    if "fp16" in target.precisions:
+        return _half(run, because=search["said"])
+    files.write_bytes(run.request.out, run.floating.path.read_bytes())
+    document = {
+        "said": f"{search['said']}: FP32 it is", "target": target.name, "left": {},
+        "model": str(run.request.out), "search": search,
+    }  # fmt: skip
+    return QuantizedFile(document=document, exit_code=0)
+
+
+def _half(run: _Run, *, because: str = "") -> QuantizedFile:
+    step = half_step(
+        run.floating, run.batches, run.workshop.progress_of("fp16", run.target.name)
+    )  # fmt: skip
+    found = _written(run, run.done(step))
+    if because:
+        found.document["said"] = f"{because}: FP16 it is; {found.document['said']}"
+    return found
 
 
 def precision_named(name: str) -> Literal["int8", "fp16"]:
@@ -157,22 +201,22 @@ def _batches(place: str, model: Model, role: str) -> Batches:
     )  # fmt: skip
 
 
-def _floor(
-    request: QuantizeRequest, model: Model, job: Job, max_drop: float, target: Target
-) -> FloorAsked:
+def _floor(run: _Run, job: Job) -> FloorAsked:
+    request = run.request
     place = request.evaluation
-    samples = _batches(place, model, "evaluation") if place else job.batches
+    samples = _batches(place, run.model, "evaluation") if place else job.batches
     name = request.metric or ("fidelity" if samples.labels is None else "top1")
     return FloorAsked(
-        max_drop=max_drop, batches=samples, metric=load_metric(name, Path()),
-        dialect=job.dialect, target=target,
+        max_drop=job.options.max_drop, max_ms=job.options.max_ms, batches=samples,
+        metric=load_metric(name, Path()), dialect=job.dialect, target=run.target,
     )  # fmt: skip
 
 
-def _written(request: QuantizeRequest, folder: Path, target: Target) -> QuantizedFile:
-    """Copies what the step made to where it was asked for; a calibration cache beside the model."""
+def _written(run: _Run, folder: Path) -> QuantizedFile:
+    """Copies what a step made to where it was asked for; a calibration cache beside the model."""
+    request = run.request
     found = read_json(folder / steps.REPORT_FILE)
-    document = {**found, "target": target.name, "model": str(request.out)}
+    document = {**found, "target": run.target.name, "model": str(request.out)}
     beside = folder / steps.CACHE_FILE
     if beside.is_file():
         place = request.out.with_suffix(".calibration.cache")

@@ -167,14 +167,29 @@ def simplify_step(source: Source, batches: Batches, on_fraction: OnFraction) -> 
 
 
 def observe_step(
-    source: Source, batches: Batches, options: QuantizeSection, on_fraction: OnFraction
-) -> Step:
-    """Learns the range of every activation that any dialect quantizes, from unlabelled samples."""
+    cache: Cache, source: Source, batches: Batches, options: QuantizeSection,
+    on_fraction: OnFraction,
+) -> Step:  # fmt: skip
+    """Learns the range of every activation that any dialect quantizes, from unlabelled samples.
 
+    What the choice "best" needs beside serves the other choices too, where it is in the cache.
+    """
+    with_rows = _observe_step(source, batches, options, on_fraction, rows=True)
+    if options.ranges == "best" or cache.has(with_rows):
+        return with_rows
+    return _observe_step(source, batches, options, on_fraction, rows=False)
+
+
+def _observe_step(
+    source: Source, batches: Batches, options: QuantizeSection, on_fraction: OnFraction, *,
+    rows: bool,
+) -> Step:  # fmt: skip
     def make(folder: Path, partial: Path) -> None:
         del partial
         model = prepared(source.load())
-        ranges = observe_for(model, every_dialect(), batches, options, on_fraction)
+        ranges = observe_for(
+            model, every_dialect(), batches, on_fraction, samples=options.samples, rows=rows
+        )
         save_ranges(ranges, folder / RANGES_FILE)
         write_json(
             folder / REPORT_FILE,
@@ -184,7 +199,7 @@ def observe_step(
 
     key = key_of(
         "observe", source=source.key, data=batches.digest, samples=options.samples,
-        rows=options.ranges == "best", versions=versions(["onnxruntime"]),
+        rows=rows, versions=versions(["onnxruntime"]),
     )  # fmt: skip
     return Step(name="observe", key=key, make=make)
 

@@ -121,21 +121,25 @@ class Sums:
         self.xx, self.xy = zeros(width, width), zeros(width, made)
 
     def add(self, x: Tensor, y: Tensor) -> None:
+        """Counts rows in: x (groups, n, width), y (groups, n, made)."""
         self.xx += x.mT @ x
         self.x += x.sum(1, dtype=torch.float64)
         self.count += x.shape[1]
         self.add_targets(x, y)
 
     def forget_targets(self) -> None:
+        """Makes room for other targets of the same rows."""
         for sums in (self.xy, self.y, self.yy):
             sums.zero_()
 
     def add_targets(self, x: Tensor, y: Tensor) -> None:
+        """Counts in the targets of rows that were added."""
         self.xy += x.mT @ y
         self.y += y.sum(1, dtype=torch.float64)
         self.yy += y.double().square().sum(1)
 
     def joined(self, other: Rows) -> Sums:
+        """The sums over these rows and those of another one."""
         assert isinstance(other, Sums)
         found = Sums(self.x.shape[0], self.x.shape[1], self.y.shape[1])
         found.count = self.count + other.count
@@ -144,16 +148,19 @@ class Sums:
         return found
 
     def error(self, weight: Tensor, intercept: Tensor) -> float:
+        """sum |x W + b - y|^2, over all groups and outputs."""
         crossed = self.xx @ weight - 2 * self.xy + 2 * self.x[..., None] * intercept[:, None]
         rest = self.yy - 2 * self.y * intercept + self.count * intercept.square()
         return max(float((weight * crossed).sum() + rest.sum()), 0.0)
 
     def variance(self) -> float:
+        """sum |y - mean(y)|^2."""
         return max(float((self.yy - self.y.square() / max(self.count, 1)).sum()), 0.0)
 
     def solve(
         self, present: Tensor, shares: Sequence[float], *, movable: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        """W and b for each share in turn."""
         xx, xy = self.xx, self.xy
         if movable:
             xx = xx - self.x[..., None] * (self.x[:, None] / self.count)
