@@ -32,6 +32,9 @@ calibration = "calibration.npz"
 evaluation = "evaluation.npz"
 [compress.channels]
 macs = 0.6
+[quantize]
+ranges = "percentile"
+refine = "none"
 [gate]
 max_drop = 1.0
 [bench]

@@ -79,16 +79,18 @@ class AdaroundReport:
 
 def adaround(
     model: Model, scheme: Scheme, batches: Batches, options: AdaroundOptions | None = None, *,
+    reference: Model | None = None,
     on_fraction: OnFraction = lambda share: None,
 ) -> tuple[Model, Scheme, AdaroundReport]:  # fmt: skip
     """The Scheme with learnt integers, each at most one from the fitted weight, and their biases.
 
-    Grids and places stay. Raises InputError as `round_weights` does.
+    Grids and places stay. `reference` and what is raised are as in `round_weights`.
     """
     options = options or AdaroundOptions()
+    reference = reference or model
     model, scheme = with_biases(model, scheme)
     some = some_samples(model, batches, options.samples, options.memory_bytes)
-    walk = Walk(model, scheme, some, options.memory_bytes)
+    walk = Walk(model, scheme, reference, some, options.memory_bytes)
     generator = torch.Generator().manual_seed(options.seed)
     errors: dict[str, tuple[float, float]] = {}
     stored: dict[str, StoredWeight] = {}

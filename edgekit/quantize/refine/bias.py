@@ -49,19 +49,22 @@ def correct_biases(
     batches: Batches,
     options: BiasOptions | None = None,
     *,
+    reference: Model | None = None,
     on_fraction: OnFraction = lambda share: None,
 ) -> tuple[Model, Scheme, BiasReport]:
     """The Model with biases that give each weighted node its float means, channel by channel.
 
     Layer after layer, with the layers before it quantized and corrected (Nagel et al. 2019,
     Data-Free Quantization, section 4.2, by measurement): b += mean(y float) - mean(y quantized)
-    over all samples and places. Integers and grids stay. Raises InputError where there are too few
+    over all samples and places; in front of a residual Add, that of the sum. Integers and grids
+    stay. `reference` is as in `round_weights`. Raises InputError where there are too few
     samples, and for NaN or infinity.
     """
     options = options or BiasOptions()
+    reference = reference or model
     model, scheme = with_biases(model, scheme)
     some = some_samples(model, batches, options.samples, options.memory_bytes)
-    walk = Walk(model, scheme, some, options.memory_bytes)
+    walk = Walk(model, scheme, reference, some, options.memory_bytes)
     shifts: dict[str, float] = {}
     biases: dict[str, Array] = {}
     for done, layer in enumerate(walk.layers()):

@@ -209,6 +209,8 @@ class _Factors:
             own = factors[self.scalable.tracks[name].ids]
             step = float((self._range(name) * own).max()) / levels
             square = self.channels[name].mean_square
+            if name not in self.readers:  # what reads it has no weights: each channel counts alike
+                total += step**2 / 12 * float((1 / own**2).sum()) / (float(square.sum()) + _TINY)
             for reader in self.readers.get(name, []):
                 signal = float((reader.energy * square).sum()) + _TINY
                 rounding = step**2 / 12 * float((reader.energy / own**2).sum())

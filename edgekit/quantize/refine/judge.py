@@ -26,7 +26,7 @@ class Judge:
 
     def __init__(self, model: Model, batches: Batches, open_session: OpenSession) -> None:
         self._batches, self._open = batches, open_session
-        self._before = _before_squashing(model)
+        self._before = before_squashing(model)
         self._parts: Sequence[Part] = [
             *output_parts(model), *(Part(output=name, name=name) for name in self._before)
         ]  # fmt: skip
@@ -56,7 +56,7 @@ class Judge:
                 yield run(session, batch.inputs)
 
 
-def _before_squashing(model: Model) -> list[str]:
+def before_squashing(model: Model) -> list[str]:
     """The values that a Softmax or Sigmoid reads whose output is one of the graph's."""
     found: list[str] = []
     outputs: Sequence[ir.Value] = model.graph.outputs

@@ -37,8 +37,8 @@ Rescheme = Callable[[Model, Placement], Scheme]
 class RefineOptions:
     """Which steps, and how many samples they look at.
 
-    `steps` are names of STEPS in the order in which they are done, or "auto": all but the last two,
-    and AdaRound too where weights have less than 8 bits. `memory_bytes` bounds what is kept of
+    `steps` are names of STEPS, which are done in that order, or "auto": all but the last two, and
+    AdaRound too where weights have less than 8 bits. `memory_bytes` bounds what is kept of
     activations between layers.
     """
 
@@ -135,6 +135,7 @@ def refine(  # noqa: PLR0913  every option has its reason
         )
         if kept:
             model, scheme, score = changed, rounded, after
+            teacher = model if name in _OBSERVING else teacher
     on_fraction(1.0, "")
     return model, scheme, RefineReport(steps=tuple(done), judged=judged.count, held_out=held_out)
 
@@ -164,7 +165,9 @@ def _bias(step: _Step, model: Model, scheme: Scheme, on_share: _OnShare) -> _Res
     from edgekit.quantize.refine.bias import BiasOptions, correct_biases
 
     chosen = BiasOptions(samples=step.options.samples, memory_bytes=step.options.memory_bytes)
-    return correct_biases(model, scheme, step.shown, chosen, on_fraction=on_share)
+    return correct_biases(
+        model, scheme, step.shown, chosen, reference=step.teacher, on_fraction=on_share
+    )
 
 
 def _round(step: _Step, model: Model, scheme: Scheme, on_share: _OnShare) -> _Result:
@@ -174,7 +177,9 @@ def _round(step: _Step, model: Model, scheme: Scheme, on_share: _OnShare) -> _Re
         samples=step.options.samples, memory_bytes=step.options.memory_bytes,
         seed=step.options.seed,
     )  # fmt: skip
-    return round_weights(model, scheme, step.shown, chosen, on_fraction=on_share)
+    return round_weights(
+        model, scheme, step.shown, chosen, reference=step.teacher, on_fraction=on_share
+    )
 
 
 def _absorb(step: _Step, model: Model, scheme: Scheme, on_share: _OnShare) -> _Result:
@@ -187,7 +192,7 @@ def _adaround(step: _Step, model: Model, scheme: Scheme, on_share: _OnShare) -> 
     from edgekit.quantize.refine.adaround import AdaroundOptions, adaround
 
     chosen = AdaroundOptions(memory_bytes=step.options.memory_bytes, seed=step.options.seed)
-    return adaround(model, scheme, step.shown, chosen, on_fraction=on_share)
+    return adaround(model, scheme, step.shown, chosen, reference=step.teacher, on_fraction=on_share)
 
 
 def _distil(step: _Step, model: Model, scheme: Scheme, on_share: _OnShare) -> _Result:
@@ -219,7 +224,7 @@ def _names(options: RefineOptions, scheme: Scheme, rescheme: Rescheme | None) ->
             "this refinement needs to observe the network again", where="quantize.refine",
             got="no function to observe with", wanted="rescheme",
         )  # fmt: skip
-    return options.steps
+    return tuple(name for name in STEPS if name in options.steps)
 
 
 def _missing_torch(options: RefineOptions) -> bool:

@@ -50,13 +50,14 @@ class Scalable:
     Ids are those of classes that have one factor; id 0 is 1. `limits` has the largest value that a
     factor must keep its channel under, for each id that meets a Clip, by the name of the Clip's
     input. `reads` and `makes` are by the name of a weighted node, `added` by that of an Add of
-    constants.
+    constants, and `multiplied`, what is read and what is made, by that of a Mul by constants.
     """
 
     tracks: Mapping[str, Track]
     reads: Mapping[str, Array]
     makes: Mapping[str, Array]
     added: Mapping[str, Track]
+    multiplied: Mapping[str, tuple[Array, Track]]
     limits: Mapping[str, float]
     count: int
 
@@ -90,7 +91,11 @@ def scaled(model: Model, scalable: Scalable, factors: Array) -> Model:
         if name in scalable.makes:
             _scale_weight(graph, node, factors[scalable.reads[name]], factors[scalable.makes[name]])
         elif name in scalable.added:
-            _scale_added(graph, node, scalable.added[name], factors)
+            track = scalable.added[name]
+            _scale_constant(graph, node, track.axis, factors[track.ids])
+        elif name in scalable.multiplied:
+            read, track = scalable.multiplied[name]
+            _scale_constant(graph, node, track.axis, factors[track.ids] / factors[read])
     return replace(model, program=program)
 
 
@@ -125,15 +130,17 @@ def _scale_weight(graph: ir.Graph, node: ir.Node, reads: Array, makes: Array) ->
         set_parameter(graph, bias.name or "", (array.reshape(-1) * makes).astype(array.dtype))
 
 
-def _scale_added(graph: ir.Graph, node: ir.Node, track: Track, factors: Array) -> None:
+def _scale_constant(graph: ir.Graph, node: ir.Node, axis: int, factors: Array) -> None:
+    if (factors == 1).all():
+        return
     for value in node.inputs:
         array = constant_of(value)
         if value is None or array is None:
             continue
         shape = [1] * len(node.outputs[0].shape or ())
-        shape[track.axis] = -1
-        scaled = array.astype(np.float64) * factors[track.ids].reshape(shape)
-        set_parameter(graph, value.name or "", scaled.astype(array.dtype))
+        shape[axis] = -1
+        product = array.astype(np.float64) * factors.reshape(shape)
+        set_parameter(graph, value.name or "", product.astype(array.dtype))
 
 
 class _Tracer:
@@ -146,6 +153,7 @@ class _Tracer:
         self.reads: dict[str, Array] = {}
         self.makes: dict[str, Array] = {}
         self.added: dict[str, Track] = {}
+        self.multiplied: dict[str, tuple[Array, Track]] = {}
         self.limits: dict[str, float] = {}
         self.rules: Mapping[str, Callable[[ir.Node], bool]] = {
             **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), self._weighted),
@@ -198,6 +206,10 @@ class _Tracer:
             reads={name: numbered[ids] for name, ids in self.reads.items()},
             makes={name: numbered[ids] for name, ids in self.makes.items()},
             added={name: settled(track) for name, track in self.added.items()},
+            multiplied={
+                name: (numbered[read], settled(track))
+                for name, (read, track) in self.multiplied.items()
+            },
             limits=self.limits,
             count=len(classes),
         )
@@ -284,7 +296,7 @@ class _Tracer:
         value, other = (left, right) if constants[0] is None else (right, left)
         track, array = self._track(value), constant_of(other)
         rank = _rank(value)
-        if track is None or array is None or not node.name or not _is_own(other):
+        if track is None or array is None or not node.name or not _is_own(other, scalar=True):
             return False
         shape = (1,) * (rank - array.ndim) + array.shape
         if len(shape) != rank or shape[track.axis] not in (1, len(track.ids)):
@@ -307,9 +319,32 @@ class _Tracer:
         self.tracks[node.outputs[0]] = first
         return True
 
+    def _by_constant(self, node: ir.Node) -> bool:
+        """A constant factor, the same everywhere or one for each channel, can take up any other."""
+        left, right = node.inputs
+        value, constant = (left, right) if constant_of(left) is None else (right, left)
+        array = constant_of(constant)
+        rank = _rank(value)
+        if value is None or array is None or not node.name or not _is_own(constant, scalar=True):
+            return False
+        track = self._track(value)
+        axis = 1 if track is None else track.axis
+        size = _size(value, axis)
+        shape = (1,) * (rank - array.ndim) + array.shape
+        plain = all(n == 1 or (i == axis and n == size) for i, n in enumerate(shape))
+        if rank < 3 or len(shape) != rank or size is None or not plain or not array.all():
+            return False
+        read = np.zeros(size, np.int64) if track is None else track.ids
+        made = Track(axis=axis, ids=self._fresh(size))
+        self.multiplied[node.name] = read, made
+        self.tracks[node.outputs[0]] = made
+        return True
+
     def _product(self, node: ir.Node) -> bool:
         """What is multiplied by something that has no factor keeps its own."""
         left, right = node.inputs
+        if node.op_type == "Mul" and self._by_constant(node):
+            return True
         sides = [self._track(left), self._track(right)]
         free = [s is not None and any(self.find(i) for i in s.ids.tolist()) for s in sides]
         which = 1 if free[1] and not free[0] and node.op_type == "Mul" else 0
@@ -444,11 +479,11 @@ class _Tracer:
         return None if value is None else self.tracks.get(value)
 
 
-def _is_own(value: ir.Value | None) -> bool:
+def _is_own(value: ir.Value | None, *, scalar: bool = False) -> bool:
     """Whether a constant is an initializer that one node reads and nobody else."""
     if value is None or not value.is_initializer() or value.is_graph_output():
         return False
-    return len(list(value.uses())) == 1 and bool(static_shape(value))
+    return len(list(value.uses())) == 1 and (scalar or bool(static_shape(value)))
 
 
 def _rank(value: ir.Value | None) -> int:

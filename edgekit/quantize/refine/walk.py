@@ -112,16 +112,21 @@ def _largest_activation(model: Model) -> int:
 
 
 class Walk:
-    """Both networks, as far as they have been run; `layers` visits the nodes in their order."""
+    """Both networks, as far as they have been run; `layers` visits the nodes in their order.
 
-    def __init__(self, model: Model, scheme: Scheme, batches: Batches, memory: int) -> None:
+    `reference` is the float network: the Model as it was before any refinement of its biases.
+    """
+
+    def __init__(
+        self, model: Model, scheme: Scheme, reference: Model, batches: Batches, memory: int
+    ) -> None:
         self.scheme = scheme
         self.left: dict[str, str] = {}
-        self._full, self._batches, self._memory = model, batches, memory
+        self._batches, self._memory = batches, memory
         self._quantized = _working(model, scheme)
         self._nodes = {node.name or "": node for node in self._quantized.graph}
-        self._full_nodes = {node.name or "": node for node in model.graph}
-        self._stages, self._full_stages = Stages(self._quantized), Stages(model)
+        self._full_nodes = {node.name or "": node for node in reference.graph}
+        self._stages, self._full_stages = Stages(self._quantized), Stages(reference)
         self._pending: set[ir.Node] = set()
         self._products = self._find()
 
@@ -194,18 +199,17 @@ class Walk:
             )  # fmt: skip
 
     def outputs(self, layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batch by batch the node's output, in the quantized network and in the float one.
-
-        Of shape (positions, channels).
-        """
-        product = layer.product
+        """Batch by batch what the node puts out and what it should, (positions, channels) each."""
+        product, aim = layer.product, layer.aim
         axis = product.channel_axis
         alone = self._alone(product)
-        output = self._full_nodes[layer.name].outputs[0].name or ""
-        for here, there in self._reach([product.source], [output]):
+        names = [product.source, *([aim.other] if aim.other else [])]
+        for here, there in self._reach(names, [aim.end]):
             with torch.no_grad():
                 (found,) = alone(here[product.source])
-            wanted = there[output]
+            wanted = there[aim.end]
+            if aim.other:
+                wanted = wanted - here[aim.other]
             yield found.movedim(axis, -1).flatten(0, -2), wanted.movedim(axis, -1).flatten(0, -2)
 
     def _alone(self, product: Product) -> GraphModule:

@@ -107,17 +107,21 @@ def round_weights(
     batches: Batches,
     options: RoundOptions | None = None,
     *,
+    reference: Model | None = None,
     on_fraction: OnFraction = lambda share: None,
 ) -> tuple[Model, Scheme, RoundReport]:
     """The Scheme with other integers, and the Model with other biases.
 
     Places, types, bits and the grids of activations stay. A weight that is fitted no better than it
-    was stays too. Raises InputError where there are too few samples, and for NaN or infinity.
+    was stays too. `reference` is the float network to come near to, the Model itself where its
+    biases are as they were. Raises InputError where there are too few samples, and for NaN or
+    infinity.
     """
     options = options or RoundOptions()
+    reference = reference or model
     model, scheme = with_biases(model, scheme)
     some = some_samples(model, batches, options.samples, options.memory_bytes)
-    walk = Walk(model, scheme, some, options.memory_bytes)
+    walk = Walk(model, scheme, reference, some, options.memory_bytes)
     generator = torch.Generator().manual_seed(options.seed)
     layers: list[RoundedLayer] = []
     stored: dict[str, StoredWeight] = {}
