@@ -65,7 +65,8 @@ def test_the_example_is_a_valid_recipe() -> None:
 
 def test_defaults_are_filled_in_and_shown() -> None:
     shown = json.loads(json.dumps(resolved(parse())))
-    assert shown["quantize"]["ranges"] == "percentile"
+    assert shown["quantize"]["ranges"] == "best"
+    assert shown["quantize"]["refine"] == "auto"
     assert shown["bench"]["max_age"] == 12 * 3600
 
 

@@ -53,7 +53,9 @@ def graph_of(
         nodes, "graph", info(shapes), info(outputs),
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
+    )
     return load(path)
 
 

@@ -59,7 +59,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Model:
         [helper.make_tensor_value_info(source, TensorProto.FLOAT, ["n", 4, 6, 6])], weights,
     )  # fmt: skip
     path = tmp_path_factory.mktemp("chain") / "chain.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
+    )
     return load(path)
 
 
@@ -436,7 +438,8 @@ def test_of_a_linear_network_with_one_number_out_gradients_are_exact(tmp_path: P
         [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
     )  # fmt: skip
     onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "l.onnx"
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+        tmp_path / "l.onnx",
     )
     model = load(tmp_path / "l.onnx")
     images = rng.normal(size=(16, 3, 8, 8)).astype(np.float32)

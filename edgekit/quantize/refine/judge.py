@@ -10,15 +10,15 @@ import onnx_ir as ir
 
 from edgekit.data.batches import Batches
 from edgekit.models.model import Model, editable
-from edgekit.quantize.judging.outputs import IDENTICAL, judge
 from edgekit.quantize.judging.parts import Part, output_parts
 from edgekit.quantize.observe import OpenSession
 from edgekit.quantize.scheme import Scheme
 from edgekit.quantize.write import write_qdq
-from edgekit.values import Feeds, Unknown, run
+from edgekit.values import Array, Feeds, run
 
 _SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
-_PERFECT_DB = 120.0
+_MOST_DB = 100.0
+_TINY = 1e-20
 
 
 class Judge:
@@ -32,20 +32,25 @@ class Judge:
         ]  # fmt: skip
         self._expected = list(self._outputs(model))
 
-    def score(self, model: Model, scheme: Scheme) -> float:
-        """The mean over the parts of the outputs of their SQNR in dB.
+    def score(self, model: Model, scheme: Scheme) -> Array:
+        """For each sample the mean over the parts of the outputs of their SQNR in dB.
 
         What a Softmax or Sigmoid at the end reads is a part too: where that saturates, the output
-        alone hardly tells one network from another. A part that is all 0 counts for nothing.
+        alone hardly tells one network from another. By sample, for the noise of all of them
+        together is mostly that of one or two.
         """
         return self.score_of(write_qdq(model, scheme)[0])
 
-    def score_of(self, written: Model) -> float:
+    def score_of(self, written: Model) -> Array:
         """As `score`, of a Model with its Q/DQ."""
-        found = judge(self._expected, self._outputs(written), self._parts)
-        figures = [_PERFECT_DB if one.sqnr_db == IDENTICAL else one.sqnr_db for one in found]
-        known = [figure for figure in figures if not isinstance(figure, Unknown)]
-        return float(np.mean(known)) if known else _PERFECT_DB
+        rows = []
+        for expected, found in zip(self._expected, self._outputs(written), strict=True):
+            by_part = []
+            for part in self._parts:
+                x = part.of(expected[part.output]).astype(np.float64)
+                by_part.append(_decibels(x, part.of(found[part.output])))
+            rows.append(np.mean(by_part, axis=0))
+        return np.concatenate(rows)
 
     def _outputs(self, model: Model) -> Iterator[Feeds]:
         program = editable(model)
@@ -54,6 +59,17 @@ class Judge:
         with self._open(replace(model, program=program)) as session:
             for batch in self._batches:
                 yield run(session, batch.inputs)
+
+
+def _decibels(x: Array, y: Array) -> Array:
+    """10 log10 of the energy of x over that of y - x, of each entry of the first axis."""
+    count = len(x) if x.ndim else 1
+    signal = np.square(x).reshape(count, -1).sum(1)
+    noise = np.square(y - x).reshape(count, -1).sum(1)
+    with np.errstate(divide="ignore"):
+        found = 10 * np.log10(np.maximum(signal, _TINY)) - 10 * np.log10(np.maximum(noise, _TINY))
+    clipped: Array = np.clip(found, -_MOST_DB, _MOST_DB)
+    return clipped
 
 
 def before_squashing(model: Model) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,12 +17,14 @@ from edgekit.quantize.refine.absorb import absorb_biases
 from edgekit.quantize.refine.equalise import equalise
 from edgekit.quantize.refine.judge import Judge
 from edgekit.quantize.scheme import Placement, Scheme
+from edgekit.values import Array
 
 STEPS = ("equalise", "absorb", "bias", "round", "adaround", "distil")
 _CHEAP = ("equalise", "absorb", "bias", "round")
 _OBSERVING = ("equalise", "absorb")
 _NEEDING_TORCH = frozenset(STEPS) - frozenset(_OBSERVING)
 
+_FEW = 128  # samples of which none can be spared
 _FEW_TO_HOLD_OUT = 8  # with fewer samples the steps are judged on what they saw
 _JUDGED = 96
 _HELD_OUT_OF = 4
@@ -50,18 +52,20 @@ class RefineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RefineStep:
-    """What one step brought: the mean SQNR of the outputs' parts before and after it, in dB."""
+    """What one step brought: the mean over samples and parts of the outputs of their SQNR in dB,
+    after the steps before it that were not dropped at once, and after it too.
+    """
 
     name: str
-    kept: bool
     before_db: float
     after_db: float
     said: str
+    kept: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefineReport:
-    """What each step brought, judged on `judged` samples, by emulation.
+    """What each step brought, and all that were kept, judged on `judged` samples, by emulation.
 
     `held_out`: the steps did not see these samples.
     """
@@ -69,18 +73,20 @@ class RefineReport:
     steps: tuple[RefineStep, ...]
     judged: int
     held_out: bool
+    before_db: float
+    after_db: float
 
     def __str__(self) -> str:
-        kept = [step for step in self.steps if step.kept]
+        kept = [step.name for step in self.steps if step.kept]
         if not kept:
             return "no step helped"
-        names = ", ".join(f"{step.name} {step.after_db - step.before_db:+.1f} dB" for step in kept)
-        return f"{names}: {kept[0].before_db:.1f} to {kept[-1].after_db:.1f} dB"
+        return f"{', '.join(kept)}: {self.before_db:.1f} to {self.after_db:.1f} dB"
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready."""
         return {
             "said": str(self), "judged": self.judged, "held_out": self.held_out,
+            "before_db": self.before_db, "after_db": self.after_db,
             "steps": [vars(step) for step in self.steps],
         }  # fmt: skip
 
@@ -92,10 +98,13 @@ def refine(  # noqa: PLR0913  every option has its reason
 ) -> tuple[Model, Scheme, RefineReport]:  # fmt: skip
     """The Model and Scheme after some steps, none of which leaves a layer in floating point.
 
-    With "auto" a step is kept where the outputs come nearer to the float network's on samples that
-    it did not see; steps that are named are done and kept. `open_session` must run Q/DQ as they are
-    written. `rescheme` observes a changed Model again and gives its Scheme with a placement;
-    without it nothing is equalised.
+    Steps that are named are done and kept. With "auto" a step that the samples, which no step sees,
+    agree to be worse is dropped at once; and of the networks on the way that is returned whose
+    outputs are nearest to the float network's, with the steps that made it. Where samples are few,
+    these steps are then done again with all of them.
+
+    `open_session` must run Q/DQ as they are written. `rescheme` observes a changed Model again and
+    gives its Scheme with a placement; without it nothing is equalised.
 
     Without torch, "auto" does what can be done, and the report says what was not. Raises
     InputError for an unknown step, and as the steps do; MissingPackageError for a named one.
@@ -104,40 +113,75 @@ def refine(  # noqa: PLR0913  every option has its reason
     names = _names(options, scheme, rescheme)
     shown, judged, held_out = _divided(batches)
     judge = Judge(model, judged, open_session)
-    teacher, score = model, judge.score(model, scheme)
+    first = _State(model=model, scheme=scheme, teacher=model, score=judge.score(model, scheme))
+    now = best = first
     done: list[RefineStep] = []
+
+    def run(name: str, shown: Batches, on: _State, on_share: _OnShare) -> tuple[_State, Any]:
+        step = _Step(
+            shown=shown, teacher=on.teacher, open_session=open_session, rescheme=rescheme,
+            options=options,
+        )  # fmt: skip
+        changed, rounded, report = _STEPS[name](step, on.model, on.scheme, on_share)
+        teacher = changed if name in _OBSERVING else on.teacher
+        return replace(on, model=changed, scheme=rounded, teacher=teacher), report
+
     for i, name in enumerate(names):
 
         def on_share(share: float, i: int = i, name: str = name) -> None:
             on_fraction((i + share) / len(names), name)
 
         on_share(0.0)
+        before_db = now.mean_db
         if name in _NEEDING_TORCH and _missing_torch(options):
-            done.append(
-                RefineStep(
-                    name=name,
-                    kept=False,
-                    before_db=score,
-                    after_db=score,
-                    said="not done: torch is not installed (pip install 'edgekit[compress]')",
-                )
-            )
+            said = "not done: torch is not installed (pip install 'edgekit[compress]')"
+            done.append(RefineStep(name=name, before_db=before_db, after_db=before_db, said=said))
             continue
-        step = _Step(
-            shown=shown, teacher=teacher, open_session=open_session, rescheme=rescheme,
-            options=options,
-        )  # fmt: skip
-        changed, rounded, said = _STEPS[name](step, model, scheme, on_share)
-        after = judge.score(changed, rounded)
-        kept = options.steps != "auto" or after > score + _GAIN_DB
-        done.append(
-            RefineStep(name=name, kept=kept, before_db=score, after_db=after, said=str(said))
+        after, report = run(name, shown, now, on_share)
+        after = replace(
+            after, score=judge.score(after.model, after.scheme), applied=(*now.applied, i)
         )
-        if kept:
-            model, scheme, score = changed, rounded, after
-            teacher = model if name in _OBSERVING else teacher
+        done.append(
+            RefineStep(name=name, before_db=before_db, after_db=after.mean_db, said=str(report))
+        )
+        if options.steps != "auto" or not _is_worse(after.score, now.score):
+            now = after
+        if options.steps != "auto" or after.mean_db > best.mean_db + _GAIN_DB:
+            best = after
+    found = best
+    if held_out and options.steps == "auto" and batches.count <= _FEW:
+        found = first
+        for i in best.applied:
+            found, _ = run(names[i], batches, found, lambda share: None)
     on_fraction(1.0, "")
-    return model, scheme, RefineReport(steps=tuple(done), judged=judged.count, held_out=held_out)
+    steps = tuple(replace(step, kept=i in best.applied) for i, step in enumerate(done))
+    final = RefineReport(
+        steps=steps, judged=judged.count, held_out=held_out, before_db=first.mean_db,
+        after_db=best.mean_db,
+    )  # fmt: skip
+    return found.model, found.scheme, final
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """A network on the way, how near it is by sample, and the positions of the steps it has had."""
+
+    model: Model
+    scheme: Scheme
+    teacher: Model
+    score: Array
+    applied: tuple[int, ...] = ()
+
+    @property
+    def mean_db(self) -> float:
+        """The mean over the samples."""
+        return float(np.mean(self.score))
+
+
+def _is_worse(after: Array, before: Array) -> bool:
+    """Whether the samples agree on it: by two standard errors of their mean difference."""
+    apart = after - before
+    return bool(apart.mean() < -2 * apart.std() / len(apart) ** 0.5 - _GAIN_DB)
 
 
 @dataclass(frozen=True, kw_only=True)

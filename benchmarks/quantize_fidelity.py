@@ -1,0 +1,165 @@
+"""Fidelity of INT8 on real trained networks: ours against the peers, from the same samples.
+
+    python benchmarks/quantize_fidelity.py NAME.onnx ... [--peers FOLDER] [--out FOLDER]
+        [--dialects tensorrt-10 ort-vnni ort-avx2] [--samples 64] [--threads 1] [--quick]
+
+Beside each NAME.onnx lie NAME-calib.npz and NAME-eval.npz (`pages.py` makes them for the three
+networks of rapidocr-onnxruntime): an array for each input, first axis the samples. FOLDER has a
+virtual environment for each of the peers (`peer_quantizers.py`).
+
+Printed for each file: the SQNR of the outputs on the evaluation samples by emulation (graph
+optimisation off), for ONNX Runtime's dialects through its kernels too, and the share of the
+multiply-accumulates of weighted layers in INT8. Symmetric dialects stand against symmetric peers,
+affine against affine. A miss: less than 2 dB over the best peer, or a share under 95% or under that
+peer's. A second verdict counts only peers that have 95% in INT8 themselves: who leaves a quarter of
+the network in floating point has solved another task. Exit 1 on a miss.
+
+What is measured is written to FOLDER/quantize_fidelity.json at once, and not measured again.
+`--quick`: 8 samples, the first dialect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from quantizing import (
+    Results,
+    Way,
+    layer_share,
+    outputs_of,
+    peer_files,
+    quantized,
+    ready,
+    sqnr_db,
+)
+
+from edgekit.data.batches import Batches
+from edgekit.models.model import Model, digest
+from edgekit.models.source import load
+from edgekit.quantize.dialects import DIALECTS
+from edgekit.values import Array
+
+WAYS = (Way(name="best"), Way(name="refined", refine="auto"))
+LEAD_DB, LEAST_SHARE = 2.0, 0.95
+_AT_ONCE = 4
+
+
+def samples_of(path: Path, model: Model, most: int) -> Batches:
+    with np.load(path) as stored:
+        arrays = {spec.name: stored[spec.name][:most] for spec in model.inputs}
+    return Batches(arrays=arrays, pixels={}, batch_size=_AT_ONCE)
+
+
+def figures(
+    model: Model, test: Batches, wanted: dict[str, Array], threads: int
+) -> dict[str, float]:
+    return {
+        how: sqnr_db(outputs_of(model, test, threads, optimise=optimise), wanted)
+        for how, optimise in (("emulated", False), ("kernels", True))
+    }
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"  {name:28} failed: {row['failed'][:80]}"
+    return (
+        f"  {name:28} {row['emulated']:5.1f} dB emulated, {row['kernels']:5.1f} through kernels, "
+        f"{100 * row['share']:5.1f}% INT8, {row['seconds']:4.0f} s  {row.get('said', '')}"
+    )
+
+
+def theirs(
+    path: Path | None, said: dict[str, Any], test: Batches, wanted: dict[str, Array], threads: int
+) -> dict[str, Any]:
+    if path is None:
+        return {"failed": str(said.get("failed"))}
+    model = load(path)
+    found = figures(model, test, wanted, threads)
+    return {**found, "share": layer_share(model), "seconds": said.get("seconds", 0.0)}
+
+
+def network(path: Path, results: Results, options: argparse.Namespace) -> int:
+    """Prints the rows of one network; returns how many verdicts missed."""
+    original = load(path)
+    shown, test = (
+        samples_of(path.with_name(f"{path.stem}-{part}.npz"), original, options.samples)
+        for part in ("calib", "eval")
+    )
+    model = ready(path, shown, options.threads)
+    wanted = outputs_of(model, test, options.threads, optimise=True)
+    mark = f"{path.stem} {digest(model)[:8]} {shown.count}"
+    print(f"{path.stem}: {shown.count} samples, judged on {test.count} others")
+    best: dict[tuple[str, bool], tuple[float, float]] = {}
+    if options.peers is not None:
+        samples = options.out / f"{path.stem}-{shown.count}.npz"
+        np.savez(samples, **{k: np.asarray(v) for k, v in shown.arrays.items()})
+        for peer, kind, file, said in peer_files(
+            options.peers, path, samples, options.out, options.threads
+        ):
+            measure = partial(theirs, file, said, test, wanted, options.threads)
+            row = results.once(f"{mark} {peer}", measure)
+            print(line(peer, row), flush=True)
+            for whole in (False, True):
+                if "failed" not in row and (not whole or row["share"] >= LEAST_SHARE):
+                    mine = best.get((kind, whole), (-np.inf, 0.0))
+                    best[kind, whole] = max(mine, (row["emulated"], row["share"]))
+    missed = 0
+    for chosen in options.dialects:
+        dialect = DIALECTS[chosen]
+        for way in WAYS:
+
+            def make(way: Way = way, chosen: str = chosen) -> dict[str, Any]:
+                made = quantized(model, DIALECTS[chosen], way, shown, options.threads)
+                found = figures(made.model, test, wanted, options.threads)
+                return {**found, "share": made.share, "seconds": made.seconds, "said": made.said}
+
+            row = results.once(f"{mark} {chosen} {way.name}", make)
+            print(line(f"{chosen}, {way.name}", row), flush=True)
+        kind = "symmetric" if dialect.symmetric else "affine"
+        for whole in (False, True):
+            if (kind, whole) not in best:
+                continue
+            decibels, share = best[kind, whole]
+            lead = row["emulated"] - decibels
+            is_missed = lead < LEAD_DB or row["share"] < max(LEAST_SHARE, share - 1e-3)
+            missed += is_missed and not whole
+            print(
+                f"    {lead:+.1f} dB over the best {kind} peer{' with 95% in INT8' * whole}"
+                f"{' MISSED' * is_missed}"
+            )
+    return missed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("networks", nargs="+", type=Path)
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument(
+        "--dialects", nargs="+", default=["tensorrt-10", "ort-vnni", "ort-avx2"],
+        choices=tuple(DIALECTS),
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.samples, options.dialects = 8, options.dialects[:1]
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = Results(options.out / f"quantize_fidelity{'-quick' * options.quick}.json")
+    begun = time.perf_counter()
+    missed = sum(network(path, results, options) for path in options.networks)
+    print(f"{time.perf_counter() - begun:.0f} s, {missed} missed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
