@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
 from edgekit.compress.channels.groups import find_groups
 from edgekit.compress.channels.remove import remove_channels
-from edgekit.models.model import Model
+from edgekit.models.model import Model, constant_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from test_channels import Net, assert_equivalent
@@ -304,6 +304,12 @@ KINDS = (
 )  # fmt: skip
 
 
+def normalised_sizes(model: Model) -> list[int]:
+    """Over how many channels each LayerNormalization runs."""
+    scales = (n.inputs[1] for n in model.graph if n.op_type == "LayerNormalization")
+    return [array.size for array in map(constant_of, scales) if array is not None]
+
+
 @given(
     steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 11)), min_size=2, max_size=9),
     ending=st.sampled_from(("pool", "flatten", "reshape")),
@@ -329,4 +335,6 @@ def test_a_random_network_computes_the_same_after_any_cut(
         for group in groups.groups
     ]
     cut, plan = remove_channels(model, groups, kept)
+    # ONNX Runtime before 1.24 refuses to normalise over a single channel.
+    assume(all(size > 1 for size in normalised_sizes(cut)))
     assert_equivalent(model, cut, plan)
