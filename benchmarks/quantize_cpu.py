@@ -25,9 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekit import machine
 from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm
-from edgekit.engines import machine, onnxruntime
+from edgekit.engines import onnxruntime
 from edgekit.engines.base import Engine, EngineRequest
 from edgekit.errors import EdgekitError
 from edgekit.models.model import Model, save

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "edgekit"
 # import one another.
 ROWS = (
     ("errors",),
-    ("files", "documents"),
+    ("files", "documents", "machine", "board"),
     ("values",),
     ("targets", "recipe", "recipe_sections"),
     ("models", "data"),

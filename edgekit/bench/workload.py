@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.engines import machine
+from edgekit import machine
 from edgekit.engines.base import Engine, runtime_module
 from edgekit.errors import InputError
 from edgekit.values import Feeds

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit import files
-from edgekit.engines import machine
+from edgekit import files, machine
 from edgekit.engines.base import (
     Engine,
     EngineRequest,

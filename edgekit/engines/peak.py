@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines import machine, onnxruntime
+from edgekit import machine
+from edgekit.engines import onnxruntime
 from edgekit.values import Figure, Unknown
 
 _CPUINFO = Path("/proc/cpuinfo")

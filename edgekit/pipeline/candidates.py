@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit import machine
 from edgekit.data.batches import Batches
 from edgekit.data.metrics import Metric
-from edgekit.engines import machine
 from edgekit.engines.base import EngineRequest, load_engine, runtime_module
 from edgekit.errors import InputError
 from edgekit.models.model import Model

@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgekit import files
+from edgekit import files, machine
 from edgekit.bench.layers import LayerTime
-from edgekit.engines import machine
 from edgekit.engines.base import runtime_module
 from edgekit.targets import Target
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgekit import gate
+from edgekit import gate, machine
 from edgekit.bench import statistics
 from edgekit.bench.measurement import (
     age_s,
@@ -17,7 +17,6 @@ from edgekit.bench.measurement import (
 )
 from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm, Plan, lasting_conditions
-from edgekit.engines import machine
 from edgekit.engines.base import Engine, load_engine
 from edgekit.models.cost import Cost, total_cost
 from edgekit.pipeline import steps

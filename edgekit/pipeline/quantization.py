@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekit import machine
 from edgekit.data.batches import Batches
-from edgekit.engines import machine
 from edgekit.engines import onnxruntime as reference_runtime
 from edgekit.engines.integer_share import integer_share
 from edgekit.models.model import Model, to_bytes

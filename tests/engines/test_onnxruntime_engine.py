@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines import machine
+from edgekit import machine
 from edgekit.engines import onnxruntime as runtime
 from edgekit.engines.base import Engine, EngineRequest, load_engine
 from edgekit.errors import InputError
