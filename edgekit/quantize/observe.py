@@ -28,7 +28,7 @@ from edgekit.quantize.ranging.histogram import (
     GrowingHistogram,
     TensorRange,
 )
-from edgekit.quantize.ranging.taps import CHANNELS, tap_name, tapped, with_picks
+from edgekit.quantize.ranging.taps import CHANNELS, SUM, tap_name, tapped, with_picks
 from edgekit.quantize.ranging.watch import Watch
 from edgekit.values import Array, Batch, Session, run
 
@@ -183,22 +183,27 @@ class _Piece:
             picks[name] = np.concatenate([own, *of_rows])
         found = run(session, with_picks(batch.inputs, picks))
         for name, kept in self.kept.items():
-            self._add(name, kept, {p: found[tap_name(p, name)] for p in self._parts(name)}, batch)
+            parts = {part: found[tap_name(part, name)] for part in self._parts(name)}
+            if tap_name(SUM, name) in found:
+                parts[SUM] = found[tap_name(SUM, name)]
+            self._add(name, kept, parts, batch)
 
     @property
     def growing(self) -> list[GrowingHistogram]:
         return [kept.histogram for kept in self.kept.values()]
 
     def _parts(self, name: str) -> tuple[str, ...]:
-        parts = ("shape", "low", "high", "sum", "picked")
+        parts = ("shape", "low", "high", "picked")
         return (*parts, *CHANNELS) if name in self.channels else parts
 
     def _add(self, name: str, kept: _Kept, taken: dict[str, Array], batch: Batch) -> None:
         size = int(taken["shape"].prod())
         if not size:
             return
-        finite = np.isfinite(taken["low"]) & np.isfinite(taken["high"]) & np.isfinite(taken["sum"])
-        if not finite.all():
+        finite = np.isfinite(taken["low"]) & np.isfinite(taken["high"])
+        if SUM in taken:
+            finite &= np.isfinite(taken[SUM])
+        if not finite.all() or not np.isfinite(taken["picked"].sum(dtype=np.float64)):
             raise _not_finite(name, finite)
         histogram = kept.histogram
         histogram.widen(float(taken["low"].min()), float(taken["high"].max()))
@@ -250,8 +255,9 @@ def _spread(size: int, places: Array) -> Array:
 
 
 def _not_finite(name: str, finite: Array) -> InputError:
+    rows = np.flatnonzero(~finite)
     return InputError(
         f'the tensor "{name}" becomes NaN or infinite on the calibration samples',
-        where="quantize", got=f"row {int(np.flatnonzero(~finite)[0])} of a batch",
+        where="quantize", got=f"row {rows[0]} of a batch" if len(rows) else "a value of a batch",
         hint="Look for an overflow in the model, or for a bad sample.",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.engines.onnxruntime import open_model
 from edgekit.errors import InputError
-from edgekit.models.model import Model, digest
+from edgekit.models.model import Model, digest, set_parameter
 from edgekit.models.simplify import fold_batchnorm
 from edgekit.models.source import load
 from edgekit.quantize.observe import ObserveOptions, float_activations, observe
 from edgekit.quantize.ranges import Ranges, choice, percentile
 from edgekit.quantize.ranging.checks import check_batches
 from edgekit.quantize.ranging.consumers import MOST_ROWS, row_indices, weights_of
+from edgekit.quantize.ranging.finite import may_turn_nan
 from edgekit.quantize.ranging.taps import tapped
 from edgekit.values import Array, Batch, Preprocessing, run
 
@@ -264,6 +266,36 @@ def test_a_tensor_that_becomes_nan_or_infinite_is_named(
         observe(
             model, ["y"], batches_of(x, name="x"), open_model, options=ObserveOptions(sampled=5)
         )
+
+
+def test_a_nan_from_a_weight_is_found(tmp_path: Path) -> None:
+    weight = np.ones((16, 4), np.float32)
+    model = one_node_model(tmp_path, "MatMul", ["n", 16], weight)
+    weight[3, 2] = np.nan  # a training's doing; a file with one is not loaded
+    set_parameter(model.graph, "w0", weight)
+    x = np.ones((2, 16), np.float32)
+    with pytest.raises(InputError, match='"y" becomes NaN or infinite'):
+        observe(model, ["y"], batches_of(x, name="x"), open_model)
+
+
+def test_the_first_taps_behind_what_makes_nan_look_for_it(tmp_path: Path) -> None:
+    steps = [("Relu", "x", "a"), ("Log", "a", "b"), ("Relu", "b", "c"), ("Neg", "c", "d"),
+             ("Relu", "b", "e"), ("Relu", "a", "f")]  # fmt: skip
+    nodes = [helper.make_node(op, [given], [made], name=made) for op, given, made in steps]
+    value = functools.partial(
+        helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=["n", 8]
+    )
+    graph = helper.make_graph(nodes, "g", [value("x")], [value("d"), value("e"), value("f")])
+    place = tmp_path / "nan.onnx"
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )  # fmt: skip
+    onnx.save(proto, place)
+    model = load(place)
+    assert may_turn_nan(model, {"b", "c", "d", "e", "f"}) == {"b"}
+    assert may_turn_nan(model, {"c", "d", "f"}) == {"c"}
+    assert may_turn_nan(model, {"d", "e"}) == {"d", "e"}
+    assert may_turn_nan(model, {"a", "f"}) == frozenset()
 
 
 def test_the_digests_are_kept(residual: Model, images: Array) -> None:

@@ -9,13 +9,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgekit.models.model import Model, add_parameter, after_step, editable
+from edgekit.quantize.ranging.finite import may_turn_nan
 from edgekit.values import Array, Feeds
 
 _AXES_ARE_INPUTS = 18  # the operator set since which ReduceMin and its kin read their axes
 _SUM_AXES_ARE_INPUTS = 13  # and ReduceSum
 _PREFIX = "edgekit.tap"
 
-ENDS = ("low", "high", "sum")
+ENDS, SUM = ("low", "high"), "sum"
 CHANNELS = ("channel_low", "channel_high", "channel_mean", "channel_mean_square")
 
 
@@ -28,12 +29,12 @@ def tapped(model: Model, names: Sequence[str], *, channels: Collection[str] = ()
     """The Model with only taps as its outputs, for each tensor of `names` by `tap_name`:
 
         shape   its sizes
-        low, high, sum   of each row (n,): a sample, or the whole where it has fewer than 2 axes
+        low, high   of each row (n,): a sample, or the whole where it has fewer than 2 axes
+        sum     of each row, where a NaN could be that `low` and `high` pass over (`may_turn_nan`)
         picked  the values at the indices of the further input `pick` into the flattened tensor
         channel_low, channel_high, channel_mean, channel_mean_square   (c,), where in `channels`
 
-    What the taps do not need is not computed. The sum becomes NaN where a value is, which minimum
-    and maximum pass over.
+    What the taps do not need is not computed.
     """
     program = editable(model)
     graph = program.graph
@@ -44,11 +45,14 @@ def tapped(model: Model, names: Sequence[str], *, channels: Collection[str] = ()
             order[value.name] = len(order)
             values[value.name] = value
     graph.outputs.clear()
+    suspected = may_turn_nan(model, frozenset(names))
     # ONNX Runtime (1.32) orders the nodes depth-first from the last end of the graph: the taps of
     # the first tensor stand last, so that each tensor can be freed before the next is made.
     # Inserted where the tensors are, the taps run at the end, with all tensors still alive.
     for name in sorted(names, key=lambda name: order[name], reverse=True):
-        _Tap(graph, values[name], model.opset).add(with_channels=name in channels)
+        _Tap(graph, values[name], model.opset).add(
+            with_sum=name in suspected, with_channels=name in channels
+        )
     RemoveUnusedNodesPass()(program)  # ONNX Runtime computes nodes that lead nowhere too
     return after_step(model, program, "tap")
 
@@ -62,7 +66,7 @@ class _Tap:
         self.name = value.name or ""
         self.opset = opset
 
-    def add(self, *, with_channels: bool) -> None:
+    def add(self, *, with_sum: bool, with_channels: bool) -> None:
         self._emit("shape", self._node("Shape", [self.value]), ir.DataType.INT64)
         source = self.value
         if source.dtype is not ir.DataType.FLOAT:
@@ -71,9 +75,11 @@ class _Tap:
             rows = self._node("Flatten", [source], axis=1)
         else:
             rows = self._node("Reshape", [source, self._constant([1, -1])])
-        operators = ("ReduceMin", "ReduceMax", "ReduceSum")
+        operators = ("ReduceMin", "ReduceMax")
         for part, operator in zip(ENDS, operators, strict=True):
             self._emit(part, self._reduced(operator, rows, [1]))
+        if with_sum:
+            self._emit(SUM, self._reduced("ReduceSum", rows, [1]))
         pick = ir.val(
             tap_name("pick", self.name), type=ir.TensorType(ir.DataType.INT64),
             shape=ir.Shape([f"{self.name}.picked"]),
@@ -86,7 +92,7 @@ class _Tap:
             axes = [axis for axis in range(rank) if axis != 1]
             squares = self._node("Mul", [source, source])
             for part, operator, of in zip(
-                CHANNELS, (*operators[:2], "ReduceMean", "ReduceMean"),
+                CHANNELS, (*operators, "ReduceMean", "ReduceMean"),
                 (source, source, source, squares), strict=True,
             ):  # fmt: skip
                 self._emit(part, self._reduced(operator, of, axes))
