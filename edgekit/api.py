@@ -270,14 +270,16 @@ def build(
 def open(source: Model | Engine | str | Path, *, threads: int = 0) -> Session:
     """A Session to run a Model (by ONNX Runtime), an engine, or the folder of one.
 
-    Use it in a `with` statement; `api.run(session, {name: array})` gives outputs by name.
+    Raises InputError for an engine that was built for another machine. Use it in a `with` statement; `api.run(session, {name: array})` gives outputs by name.
     """
     from edgekit.engines import onnxruntime
     from edgekit.engines.base import load_engine, runtime_module
+    from edgekit.engines.fit import require_fit
 
     if isinstance(source, Model):
         return onnxruntime.open_model(source, threads=threads)
     engine = load_engine(Path(source)) if isinstance(source, (str, Path)) else source
+    require_fit(engine)
     return runtime_module(engine.runtime).open(engine, threads=threads)
 
 

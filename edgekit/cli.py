@@ -545,6 +545,22 @@ def bench(
 
 
 @verb
+def check(
+    engine: Annotated[Path, typer.Argument(help="An engine's folder, as build leaves it.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Say whether an engine fits this machine: 0 it does, 2 build it again, 3 nobody can say."""
+    from edgekit import console
+    from edgekit.engines.base import load_engine
+    from edgekit.engines.fit import check_engine
+
+    found = check_engine(load_engine(engine))
+    console.print_json(found.to_json()) if as_json else console.show_fit(found)
+    return found.exit_code
+
+
+@verb
 def gate(
     evidence: Annotated[
         Path, typer.Argument(help="A target's folder of a build, or its evidence.json.")

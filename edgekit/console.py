@@ -23,6 +23,7 @@ from edgekit.report import rows
 
 if TYPE_CHECKING:  # a verb loads what it needs; drawing an error needs none of these
     from edgekit.compress.channels.sensitivity import Sensitivity
+    from edgekit.engines.fit import Fit
     from edgekit.gate import Decision
     from edgekit.pipeline.build import BuildPlan
     from edgekit.pipeline.linting import LintResult
@@ -163,6 +164,21 @@ def show_findings(findings: Iterable[Finding]) -> None:
             for f in findings
         ),
     )
+
+
+def show_fit(fit: Fit) -> None:
+    """Draws what an engine was built for beside what this machine is, and what follows."""
+    show_table(
+        ("", "built for", "here", "means", "because"),
+        (
+            (row.what, row.built or "-", row.here or "-", row.meaning.value, row.said)
+            for row in fit.rows
+        ),
+        prose="because",
+    )
+    say(f"  {fit.summary}")
+    if fit.rebuild:
+        say(f"  {fit.rebuild}")
 
 
 def show_inspection(found: Inspection) -> None:

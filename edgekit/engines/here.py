@@ -33,13 +33,21 @@ CAPABILITY_OF_SOC: Mapping[str, str] = {
 def facts_here(root: Path = Path("/")) -> Mapping[str, str]:
     """What this machine is, by name; a key that is not there is not known.
 
-    Always `machine` (the architecture) and `system`; `cpu` and `cpu_flags` (the ones of
-    `machine.FLAGS`, space-separated) where the system says; and where present `device` (the
-    Jetson's module or the GPU), `compute_capability`, `soc`, `board`, `driver`, `cuda`,
-    `tensorrt`, `tensorrt_rtx`, `onnxruntime`, `openvino`, `l4t`, `jetpack`, `power_mode`. Where
-    several GPUs differ, the first one is meant, as CUDA means it.
+    Always `machine` (the architecture), `system` and `cores` (physical ones that this process may
+    use); `cpu` and `cpu_flags` (the ones of `machine.FLAGS`, space-separated) where the system
+    says; and where present `device` (the Jetson's module or the GPU), `compute_capability`, `soc`,
+    `board`, `driver`, `cuda`, `tensorrt`, `tensorrt_rtx`, `onnxruntime`, `openvino`, `l4t`,
+    `jetpack`, `power_mode`. Where several GPUs differ, the first one is meant, as CUDA means it.
     """
     return dict(_facts(root))
+
+
+def processor_here() -> Mapping[str, str]:
+    """What of this machine an engine for its CPU is built for."""
+    facts = facts_here()
+    found = {key: facts.get(key, "") for key in ("machine", "system", "cpu", "cores")}
+    flags = set(facts.get("cpu_flags", "").split()) - {"hypervisor"}
+    return {**found, "cpu_flags": " ".join(sorted(flags))}
 
 
 @functools.cache
@@ -50,6 +58,7 @@ def _facts(root: Path) -> Mapping[str, str]:
         "system": platform.system(),
         "cpu": machine.cpu_model(cpuinfo),
         "cpu_flags": " ".join(sorted(machine.cpu_flags(cpuinfo))),
+        "cores": str(machine.physical_cores(machine.usable_cpus())),
         "cuda": board.cuda_version(root) or _installed("cuda"),
         "tensorrt": _installed("tensorrt") or board.libnvinfer_version(root),
     }

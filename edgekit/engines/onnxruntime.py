@@ -23,6 +23,7 @@ from edgekit.engines.base import (
     package_version,
     write_manifest,
 )
+from edgekit.engines.here import processor_here
 from edgekit.errors import EdgekitError, InputError, ResourceError
 from edgekit.values import Array, Feeds, TensorSpec, run
 
@@ -79,7 +80,7 @@ def build(request: EngineRequest, folder: Path) -> Engine:
         inputs=inputs,
         outputs=outputs,
         extents=extents,
-        built_for={"cpu_flags": " ".join(sorted(machine.cpu_flags() - {"hypervisor"}))},
+        built_for=processor_here(),
         settings={"threads": request.threads, "graph_optimization": _OPENED_LEVEL},
         notes=notes,
     )

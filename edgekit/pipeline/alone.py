@@ -19,6 +19,7 @@ from edgekit.data.batches import load_batches
 from edgekit.data.metrics import load_metric
 from edgekit.engines import onnxruntime
 from edgekit.engines.base import MANIFEST_FILE, load_engine, runtime_module
+from edgekit.engines.fit import require_fit
 from edgekit.errors import InputError
 from edgekit.models.simplify import clean
 from edgekit.models.source import load
@@ -84,6 +85,7 @@ class _Side:
 def _side(origin: Origin, preprocessing: Preprocessing | None) -> _Side:
     if (origin.path / MANIFEST_FILE).is_file():
         engine = load_engine(origin.path)
+        require_fit(engine)
         runtime = runtime_module(engine.runtime)
         return _Side(
             inputs=engine.inputs, outputs=engine.outputs, open=lambda: runtime.open(engine),
@@ -141,6 +143,7 @@ def bench_engine(
             "a measurement needs real inputs", where=str(folder),
             hint="Name some: --data evaluation.npz, an array for each input of the engine.",
         )  # fmt: skip
+    require_fit(engine)
     batches = load_batches(
         data, folder=Path(), inputs=engine.inputs, preprocessing=_preprocessing(folder),
         batch_size=64, role="bench",
