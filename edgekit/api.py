@@ -270,7 +270,8 @@ def build(
 def open(source: Model | Engine | str | Path, *, threads: int = 0) -> Session:
     """A Session to run a Model (by ONNX Runtime), an engine, or the folder of one.
 
-    Raises InputError for an engine that was built for another machine. Use it in a `with` statement; `api.run(session, {name: array})` gives outputs by name.
+    Use it in a `with` statement; `api.run(session, {name: array})` gives outputs by name. Raises
+    InputError for an engine that was built for another machine.
     """
     from edgekit.engines import onnxruntime
     from edgekit.engines.base import load_engine, runtime_module

@@ -174,7 +174,6 @@ def show_fit(fit: Fit) -> None:
             (row.what, row.built or "-", row.here or "-", row.meaning.value, row.said)
             for row in fit.rows
         ),
-        prose="because",
     )
     say(f"  {fit.summary}")
     if fit.rebuild:

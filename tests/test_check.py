@@ -1,0 +1,215 @@
+"""`edgekit check`: an engine's manifest against a machine, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgekit import api, files
+from edgekit.engines.base import Engine, load_engine, write_manifest
+from edgekit.engines.fit import Meaning, check_engine, require_fit
+from edgekit.engines.here import facts_here, processor_here
+from edgekit.errors import InputError
+from edgekit.models.source import load
+
+ORIN = {
+    "machine": "aarch64", "system": "Linux", "compute_capability": "8.7",
+    "device": "NVIDIA Jetson Orin Nano Developer Kit", "tensorrt": "10.3.0.30", "cuda": "12.6.68",
+    "jetpack": "6.2", "l4t": "36.4.3", "power_mode": "MAXN_SUPER",
+}  # fmt: skip
+VNNI = {"machine": "x86_64", "system": "Linux", "cpu": "one", "onnxruntime": "1.23.2",
+        "cpu_flags": "avx2 avx512_vnni avx512f", "cores": "4"}  # fmt: skip
+
+
+def engine(folder: Path, runtime: str, version: str, **fields: object) -> Engine:
+    place = folder / "model.engine"
+    place.write_bytes(b"a plan")
+    made = Engine(
+        path=place, name="net", target="jetson-orin-nano-8gb", runtime=runtime,
+        runtime_version=version, precision="int8", sha256=files.digest_file(place), file_bytes=6,
+        model_sha256="0" * 64, inputs=(), outputs=(),
+    )  # fmt: skip
+    made = replace(made, **fields)  # type: ignore[arg-type]
+    write_manifest(made)
+    return made
+
+
+def plan(folder: Path, **fields: object) -> Engine:
+    return engine(folder, "tensorrt", "10.3.0.30", **{"built_for": ORIN, **fields})
+
+
+def meanings(made: Engine, here: Mapping[str, str]) -> dict[str, str]:
+    return {row.what: row.meaning.value for row in check_engine(made, here).rows}
+
+
+def test_a_plan_fits_the_machine_that_built_it(tmp_path: Path) -> None:
+    fit = check_engine(plan(tmp_path), ORIN)
+    assert {row.meaning for row in fit.rows} == {Meaning.SAME}
+    assert (fit.exit_code, fit.rebuild) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("what", "key", "value"),
+    [
+        ("TensorRT", "tensorrt", "10.3.0.26"),
+        ("TensorRT", "tensorrt", "8.6.2.3"),
+        ("TensorRT", "tensorrt", "10.16.2.10"),
+        ("compute capability", "compute_capability", "8.6"),
+        ("architecture", "machine", "x86_64"),
+        ("operating system", "system", "Windows"),
+    ],
+)
+def test_what_a_plan_belongs_to_must_be_equal(
+    tmp_path: Path, what: str, key: str, value: str
+) -> None:
+    made = plan(tmp_path)
+    fit = check_engine(made, {**ORIN, key: value})
+    assert [row.what for row in fit.rows if row.meaning is Meaning.REBUILD] == [what]
+    assert fit.exit_code == 2
+    assert "edgekit build --from" in fit.rebuild
+    row = next(row for row in fit.rows if row.what == what)
+    assert row.here == value
+
+
+@pytest.mark.parametrize("key", ["tensorrt", "compute_capability", "machine", "system"])
+def test_what_a_plan_belongs_to_and_nobody_knows_is_unknown(tmp_path: Path, key: str) -> None:
+    here = {name: value for name, value in ORIN.items() if name != key}
+    fit = check_engine(plan(tmp_path), here)
+    assert (fit.verdict, fit.exit_code) == (Meaning.UNKNOWN, 3)
+
+
+@pytest.mark.parametrize("key", ["compute_capability", "machine", "system"])
+def test_what_the_manifest_does_not_say_is_unknown(tmp_path: Path, key: str) -> None:
+    known = {name: value for name, value in ORIN.items() if name != key}
+    assert check_engine(plan(tmp_path, built_for=known), ORIN).exit_code == 3
+
+
+def test_a_known_contradiction_outweighs_what_is_not_known(tmp_path: Path) -> None:
+    here = {"machine": "x86_64", "system": "Linux"}
+    assert check_engine(plan(tmp_path), here).exit_code == 2
+
+
+def test_another_mode_or_module_is_slower_and_another_library_harmless(tmp_path: Path) -> None:
+    here = {**ORIN, "power_mode": "15W", "device": "another module", "jetpack": "6.2.1"}
+    found = meanings(plan(tmp_path), here)
+    assert found["power mode"] == found["device"] == "slower"
+    assert found["JetPack"] == "harmless"
+    assert check_engine(plan(tmp_path), here).exit_code == 0
+
+
+def test_a_version_compatible_plan_runs_on_newer_versions_of_its_major(tmp_path: Path) -> None:
+    made = plan(tmp_path, settings={"version_compatible": 1})
+    for version, meaning in (("10.7.0", "harmless"), ("10.0.1", "must rebuild"),
+                             ("11.4.1", "must rebuild")):  # fmt: skip
+        assert meanings(made, {**ORIN, "tensorrt": version})["TensorRT"] == meaning
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "meaning"),
+    [
+        ("10.3.0", "10.3.0.30", "same"),  # the module prints three numbers, the package four
+        ("10.3.0.30", "10.3.0.30-1+cuda12.5", "same"),
+        ("10.3", "10.3.0.30", "must rebuild"),  # two numbers name no one version
+        ("10.3.0.30", "10.3.1", "must rebuild"),
+    ],
+)
+def test_versions_are_compared_number_by_number(
+    tmp_path: Path, built: str, here: str, meaning: str
+) -> None:
+    made = plan(tmp_path, runtime_version=built)
+    assert meanings(made, {**ORIN, "tensorrt": here})["TensorRT"] == meaning
+
+
+def cpu_engine(folder: Path, **fields: object) -> Engine:
+    return engine(folder, "onnxruntime", "1.23.2", **{"built_for": VNNI, **fields})
+
+
+def test_int8_for_vnni_is_built_again_where_its_products_would_saturate(tmp_path: Path) -> None:
+    here = {**VNNI, "cpu_flags": "avx2"}
+    assert check_engine(cpu_engine(tmp_path), here).exit_code == 2
+    in_float = check_engine(cpu_engine(tmp_path, precision="fp32"), here)
+    assert (in_float.verdict, in_float.exit_code) == (Meaning.SLOWER, 0)
+    assert "avx512_vnni, avx512f" in next(row.said for row in in_float.rows if row.said)
+
+
+def test_a_processor_that_can_more_is_harmless(tmp_path: Path) -> None:
+    here = {**VNNI, "cpu_flags": "amx_int8 avx2 avx512_vnni avx512f"}
+    assert check_engine(cpu_engine(tmp_path), here).verdict is Meaning.HARMLESS
+
+
+def test_int8_of_another_architecture_is_built_again(tmp_path: Path) -> None:
+    here = {**VNNI, "machine": "aarch64", "cpu_flags": "asimd asimddp"}
+    assert check_engine(cpu_engine(tmp_path), here).exit_code == 2
+    assert check_engine(cpu_engine(tmp_path, precision="fp32"), here).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("here", "code"), [("1.32.0", 0), ("1.23.2", 0), ("1.23.1", 3), ("1.9.0", 3), ("", 3)]
+)
+def test_an_older_runtime_is_unknown_and_a_newer_one_harmless(
+    tmp_path: Path, here: str, code: int
+) -> None:
+    assert check_engine(cpu_engine(tmp_path), {**VNNI, "onnxruntime": here}).exit_code == code
+
+
+def test_cores_matter_only_where_settings_were_searched(tmp_path: Path) -> None:
+    here = {**VNNI, "cores": "2"}
+    assert "cores" not in meanings(cpu_engine(tmp_path), here)
+    searched = cpu_engine(tmp_path, settings={"searched": "8 s"})
+    assert meanings(searched, here)["cores"] == "slower"
+
+
+def check(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgekit.cli", "check", str(folder), *options],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_verb_passes_an_engine_that_was_built_here(residual_path: Path, tmp_path: Path) -> None:
+    built = api.build(load(residual_path), tmp_path / "engine")
+    done = check(built.path.parent, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["verdict"], said["runtime"], said["exit_code"]) == ("same", "onnxruntime", 0)
+    assert {row["what"] for row in said["rows"]} >= {"ONNX Runtime", "architecture"}
+
+
+def test_the_verb_shows_what_differs_and_how_to_rebuild(tmp_path: Path) -> None:
+    plan(tmp_path, built_for={**ORIN, "machine": "riscv64"})
+    done = check(tmp_path)
+    assert done.returncode == 2
+    assert "must rebuild" in " ".join(done.stderr.split())
+    assert "edgekit build --from" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_verb_refuses_a_file_that_is_not_the_manifests(tmp_path: Path) -> None:
+    plan(tmp_path).path.write_bytes(b"a plam")
+    done = check(tmp_path, "--json")
+    assert done.returncode == 2
+    assert "SHA-256" in json.loads(done.stdout)["error"]["got"]
+
+
+def test_opening_and_measuring_refuse_it_before_the_runtime_sees_it(
+    residual_path: Path, tmp_path: Path
+) -> None:
+    built = api.build(load(residual_path), tmp_path / "engine")
+    elsewhere = replace(
+        built, precision="int8", built_for={**processor_here(), "machine": "another"}
+    )
+    write_manifest(elsewhere)
+    for refused in (
+        lambda: api.open(elsewhere.path.parent),
+        lambda: require_fit(load_engine(elsewhere.path)),
+    ):
+        with pytest.raises(InputError, match="built for another machine") as refusal:
+            refused()
+        assert refusal.value.got == f"architecture: {facts_here()['machine']}"
+        assert refusal.value.wanted == "architecture: another"
