@@ -28,7 +28,8 @@ def lines_from_parent() -> queue.Queue[str]:
     """The lines that the parent writes to this process's stdin, as they come.
 
     When the parent ends, however it ends, its side of the pipe closes and this process ends at
-    once, whatever it is doing. Ctrl-C is the parent's to handle. A waiting thread costs nothing.
+    once, whatever it is doing, with its process group where it leads one. Ctrl-C is the parent's
+    to handle. A waiting thread costs nothing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lines: queue.Queue[str] = queue.Queue()
@@ -36,6 +37,8 @@ def lines_from_parent() -> queue.Queue[str]:
     def read() -> None:
         for line in sys.stdin:
             lines.put(line)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True, name="parent").start()

@@ -177,10 +177,13 @@ class _Piece:
         picks: dict[str, Array] = {}
         most = self._options.sampled * len(batch)
         places = np.arange(most) + noise.random(most)
+        spread: dict[int, Array] = {}
         for name, kept in self.kept.items():
-            own = _spread(int(shapes[name].prod()), places)
+            size = int(shapes[name].prod())
+            if size not in spread:
+                spread[size] = _spread(size, places)
             of_rows = [rows.draw(shapes[name], noise) for rows in kept.rows.values()]
-            picks[name] = np.concatenate([own, *of_rows])
+            picks[name] = np.concatenate([spread[size], *of_rows]) if of_rows else spread[size]
         found = run(session, with_picks(batch.inputs, picks))
         for name, kept in self.kept.items():
             parts = {part: found[tap_name(part, name)] for part in self._parts(name)}

@@ -33,7 +33,7 @@ def check_batches(batches: Iterable[Batch], preprocessing: Preprocessing | None)
 
 
 class BatchChecker:
-    """The checks on a stream of batches; it keeps 16 bytes a sample."""
+    """The checks on a stream of batches; it keeps 20 bytes a sample."""
 
     def __init__(self, preprocessing: Preprocessing | None) -> None:
         self._preprocessing = preprocessing
@@ -45,7 +45,8 @@ class BatchChecker:
 
     def add(self, batch: Batch) -> None:
         """Looks at one batch. Raises InputError for a sample that holds NaN or infinity."""
-        hashes = [hashlib.blake2b(digest_size=16) for _ in range(len(batch))]
+        # SHA-1, for it is the quickest where the processor has instructions for it.
+        hashes = [hashlib.sha1(usedforsecurity=False) for _ in range(len(batch))]
         for name, array in sorted(batch.inputs.items()):
             rows = np.ascontiguousarray(array).reshape(len(array), -1)
             for found, row in zip(hashes, rows, strict=True):
