@@ -158,6 +158,13 @@ def parse_power_mode(said: str) -> str:
     return found[1].strip() if found else ""
 
 
+def trtexec_place(root: Path = Path("/")) -> Path | None:
+    """The `trtexec` on PATH, else the one that TensorRT's Debian packages install; None if none."""
+    usual = root / "usr" / "src" / "tensorrt" / "bin" / "trtexec"
+    found = shutil.which("trtexec") or shutil.which(usual)
+    return Path(found) if found else None
+
+
 def tool_output(command: Sequence[str], *, seconds: float = _TOOL_SECONDS) -> str:
     """What a tool on PATH prints; empty where it is absent, fails, or does not end in time."""
     tool = shutil.which(command[0])

@@ -579,17 +579,20 @@ def gate(
 
 
 @verb
-def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
-    """Say what is missing on this machine, and the command that mends it."""
+def doctor(
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Could its engine be built here? (5: it cannot)")
+    ] = "",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Say what this machine has, lacks or has wrong, and the command that mends it."""
     from edgekit import console
     from edgekit import doctor as examination
 
-    findings = examination.examine()
-    if as_json:
-        console.print_json({"findings": [vars(finding) for finding in findings]})
-    else:
-        console.show_findings(findings)
-    return 0
+    found = examination.examine(target)
+    console.print_json(found.to_json()) if as_json else console.show_examination(found)
+    return found.exit_code
 
 
 @verb

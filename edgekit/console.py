@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from edgekit.doctor import Finding
 from edgekit.errors import EdgekitError
 from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent, TargetResult
 from edgekit.report import rows
 
 if TYPE_CHECKING:  # a verb loads what it needs; drawing an error needs none of these
     from edgekit.compress.channels.sensitivity import Sensitivity
+    from edgekit.doctor import Examination, Finding
     from edgekit.engines.fit import Fit
     from edgekit.gate import Decision
     from edgekit.pipeline.build import BuildPlan
@@ -155,15 +155,28 @@ def show_targets(listing: Listing) -> None:
     say(f"  * this machine: {listing.evidence}")
 
 
-def show_findings(findings: Iterable[Finding]) -> None:
-    """Draws what a machine has and lacks, with the command that mends it."""
-    show_table(
-        ("part", "found", "for", "to mend it"),
-        (
-            (f.name, f.version or ("yes" if f.present else "no"), f.purpose, f.remedy)
-            for f in findings
-        ),
-    )
+def show_examination(found: Examination) -> None:
+    """Draws what a machine has, lacks or has wrong, with the command that mends it."""
+    _show_findings("", found.findings)
+    if found.target:
+        _show_findings(f"to build for {found.target}", found.needed)
+    say(f"  {found.summary}")
+
+
+def _show_findings(title: str, findings: Sequence[Finding]) -> None:
+    """A table, and under it the commands, each whole, so that they can be copied."""
+    table = _table(title)
+    for column in ("", "state", "found", "for"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("", "state"))
+    styles = {"good": "green", "missing": "dim", "wrong": "red"}
+    for finding in findings:
+        name, *rest = map(Text, (finding.name, finding.found, finding.purpose))
+        table.add_row(name, Text(finding.state.value, style=styles[finding.state.value]), *rest)
+    err.print(table)
+    for finding in findings:
+        if finding.remedy:
+            said = Text.assemble((f"  {finding.name}: ", "bold"), finding.remedy)
+            err.print(said, soft_wrap=True)
 
 
 def show_fit(fit: Fit) -> None:
