@@ -1,148 +1,51 @@
-"""A device as data: one TOML file a target, found in a checkout and in an installed wheel."""
+"""A device as data: one TOML file a target, found in a checkout and in an installed wheel.
+
+What a file may say is in targeting/schema.py, how one extends another in targeting/inheritance.py,
+what becomes of its JetPacks in targeting/jetpack.py, how a machine is recognised in
+targeting/detection.py.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
-import platform
-import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from edgekit import documents
+from edgekit import board, documents
+from edgekit.board import Gpu
 from edgekit.errors import InputError
+from edgekit.targeting import files
+from edgekit.targeting.detection import Machine, Seen, recognise
+from edgekit.targeting.inheritance import Layer
+from edgekit.targeting.jetpack import jetpack_among, settled
+from edgekit.targeting.schema import JetPack, PowerMode, Precision, Profile, Runtime, Target
 
-Precision = Literal["fp32", "fp16", "int8"]
-Count = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-# A wheel carries its targets inside the package; in a checkout they lie beside it. In this order:
-# beside an installed package, a folder of that name is somebody else's.
-_PACKAGE = Path(__file__).resolve().parent
-_PLACES = (_PACKAGE / "_targets", _PACKAGE.parent / "targets")
-
-# NVIDIA's number of a board: "p3767-0005" is a module, "p3768-0000" a carrier.
-_BOARD = re.compile(r"(?<![a-z0-9])p\d{4}-\d{4}(?!\d)")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class Runtime(_Part):
-    """What runs engines there. `build`: on this machine, on any, or on the device only."""
-
-    name: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
-    version: str = Field(pattern=r"^\d+(\.\d+)+$")
-    dialect: Literal["onnxruntime", "tensorrt"]
-    build: Literal["here", "anywhere", "device"]
-    opset: Count
-    jetpack: str = ""
-    trtexec: str = ""
-
-
-class Memory(_Part):
-    """How much, how fast, and whether the CPU takes from the same pool."""
-
-    bytes: Count
-    bandwidth_bytes_per_s: Rate
-    shared_with_cpu: bool
-
-
-class Dla(_Part):
-    """Deep learning accelerators beside the GPU."""
-
-    cores: int = Field(default=0, ge=0)
-
-
-class Shares(_Part):
-    """Which share of its peak rates the device was seen to reach, by class of operator.
-
-    `memory` is of the bandwidth (above 1 where caches serve much), `start_s` seconds a kernel.
-    """
-
-    dense: Rate | None = None
-    pointwise: Rate | None = None
-    grouped: Rate | None = None
-    depthwise: Rate | None = None
-    gemm: Rate | None = None
-    memory: Rate | None = None
-    start_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-
-
-class Builder(_Part):
-    """Defaults of the engine builder; a recipe's [engine] wins."""
-
-    workspace_bytes: Count | None = None
-
-
-class Identity(_Part):
-    """How the device is recognised: NVIDIA's numbers of the module, its SoC, its power modes."""
-
-    p_numbers: tuple[Annotated[str, Field(pattern=r"^p\d{4}-\d{4}$")], ...] = Field(
-        default=(), strict=False
-    )
-    soc: str = ""
-    power_modes: tuple[str, ...] = Field(default=(), strict=False)
-
-
-class Target(_Part):
-    """A device. `multiple` is the preferred channel multiple by precision, `peak` operations/s.
-
-    A precision that is not in `peak` has an unknown rate; without `memory` it is unknown too.
-    `efficiency` is for estimates (models/roofline.py).
-    `family_default`: the target that the family's name means where no member is at hand.
-    """
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
-    title: str = Field(min_length=1)
-    family: Literal["cpu", "rtx", "jetson"]
-    family_default: bool = False
-    compute_capability: str = Field(default="", pattern=r"^(\d+\.\d+)?$")
-    precisions: tuple[Precision, ...] = Field(min_length=1, strict=False)
-    multiple: dict[Precision, Count]
-    runtime: Runtime
-    memory: Memory | None = None
-    peak: dict[Precision, Rate] = Field(default_factory=dict)
-    efficiency: Shares = Shares()
-    dla: Dla = Dla()
-    builder: Builder = Builder()
-    identity: Identity = Identity()
-    sources: tuple[str, ...] = Field(default=(), strict=False)
-
-    @model_validator(mode="after")
-    def _knows_its_gpu(self) -> Target:
-        if self.runtime.name != "onnxruntime" and not self.compute_capability:
-            raise ValueError("compute_capability is missing: a GPU's engine is built for one")
-        return self
+__all__ = [
+    "JetPack", "Machine", "PowerMode", "Precision", "Profile", "ResolvedTarget", "Runtime", "Seen",
+    "Target", "all_profiles", "detect_machine", "family_names", "load_profile", "load_target",
+    "preferred_multiple", "resolve_target", "target_names",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTarget:
-    """The target that a name means; `note` says how a family's name was read, else is empty."""
+    """The target that a name means; `note` says what is not plain from the name, else is empty."""
 
     target: Target
     note: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What this machine was found to be, and by what.
+def target_names(beside: Path | None = None) -> tuple[str, ...]:
+    """The names of all shipped targets and of the user's own, sorted.
 
-    `target` is empty where no profile describes it; `family` is known even then.
+    The user's own lie in a folder `targets` of the current folder and, before that, of `beside`,
+    the folder of a recipe.
     """
-
-    target: str
-    family: Literal["cpu", "jetson"]
-    evidence: str
-
-
-def target_names() -> tuple[str, ...]:
-    """The names of all shipped targets, sorted."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+    return tuple(sorted({*files.shipped_files(), *files.own_files(beside)}))
 
 
 def family_names() -> tuple[str, ...]:
@@ -150,75 +53,94 @@ def family_names() -> tuple[str, ...]:
     return tuple(sorted(target.family for target in _shipped() if target.family_default))
 
 
-def load_target(name: str) -> Target:
-    """The shipped target of that name, or the one in the file that it is the path of.
+def load_target(name: str, beside: Path | None = None) -> Target:
+    """The target of that name, or the one in the file that it is the path of.
 
-    Raises InputError for an unknown name, with the nearest, and for a broken file, with every
-    fault in it.
+    `NAME@JETPACK` is a Jetson with another JetPack than its file's default. A user's own file goes
+    before a shipped one of the same name. Raises InputError for an unknown name, with the nearest,
+    and for a broken file, with every fault in it.
     """
-    if name.endswith(".toml"):
-        return _load_file(Path(name))
-    names = target_names()
-    if name not in names:
-        known = (*names, *family_names())
-        near = difflib.get_close_matches(name, known, 2, 0.5)
-        raise InputError(
-            f'there is no target called "{name}"',
-            wanted=", ".join(known),
-            hint="Did you mean " + " or ".join(f'"{n}"' for n in near) + "?"
-            if near
-            else "A device of your own is one TOML file: --target ./my-board.toml",
-        )
-    return _read(_folder() / f"{name}.toml")
+    return load_profile(name, beside).target
 
 
-def resolve_target(name: str, *, root: Path = Path("/")) -> ResolvedTarget:
-    """What a name means here: a family's is the module that this machine is, or the default.
-
-    Raises InputError as `load_target` does, and on a module of the family without a profile.
-    """
-    if name not in family_names():
-        return ResolvedTarget(target=load_target(name), note="")
-    machine = detect_machine(root=root)
-    if machine.family != name:
-        default = next(t for t in _shipped() if t.family_default and t.family == name)
-        return ResolvedTarget(
-            target=default, note=f'"{name}" means {default.title}: this machine is no {name}'
-        )
-    if not machine.target:
-        members = [target.name for target in _shipped() if target.family == name]
-        raise InputError(
-            f"there is no profile of the {name} module that this machine is",
-            got=machine.evidence, wanted=", ".join(members),
-            hint="Name the nearest of these, or write its profile: --target ./my-board.toml",
-        )  # fmt: skip
-    found = load_target(machine.target)
-    return ResolvedTarget(
-        target=found, note=f'"{name}" means {found.title}: this machine is one ({machine.evidence})'
+def load_profile(name: str, beside: Path | None = None) -> Profile:
+    """As `load_target`, with the files that the target is from."""
+    plain, at, jetpack = name.partition("@")
+    own = files.own_files(beside)
+    if plain.endswith(".toml"):
+        path = Path(plain)
+        return _loaded(path, jetpack, own=not _is_shipped(path), at=at)
+    if plain in own:
+        return _loaded(own[plain], jetpack, own=True, at=at)
+    shipped = files.shipped_files()
+    if plain in shipped:
+        return _loaded(shipped[plain], jetpack, own=False, at=at)
+    known = (*sorted({*shipped, *own}), *family_names())
+    near = difflib.get_close_matches(plain, known, 2, 0.5)
+    raise InputError(
+        f'there is no target called "{plain}"',
+        wanted=", ".join(known),
+        hint="Did you mean " + " or ".join(f'"{n}"' for n in near) + "?"
+        if near
+        else "A device of your own is one TOML file: --target ./my-board.toml",
     )
 
 
-def detect_machine(*, root: Path = Path("/")) -> Machine:
+def all_profiles(beside: Path | None = None) -> tuple[Profile, ...]:
+    """Every target, the user's own among them, sorted by name.
+
+    Raises InputError with the faults of all of the user's files that have some.
+    """
+    found, broken = [], []
+    for name in target_names(beside):
+        try:
+            found.append(load_profile(name, beside))
+        except InputError as error:
+            broken.append(error)
+    if len(broken) > 1:
+        lines = [
+            f"{error.where}: {line}"
+            for error in broken for line in (error.got or error.what).splitlines()
+        ]  # fmt: skip
+        raise InputError("these target files have faults", got="\n".join(lines))
+    if broken:
+        raise broken[0]
+    return tuple(found)
+
+
+def resolve_target(
+    name: str, *, root: Path = Path("/"), beside: Path | None = None
+) -> ResolvedTarget:
+    """What a name means here: a family's is the module that this machine is, or the default.
+
+    Engines of a processor that this machine has are built here. Raises InputError as `load_target`
+    does, and on a module of the family without a profile.
+    """
+    family, at, jetpack = name.partition("@")
+    if family in family_names() and family not in files.own_files(beside):
+        return _member(family, f"{at}{jetpack}", root, beside)
+    profile = load_profile(name, beside)
+    target = profile.target
+    if target.runtime.build == "device" and target.family == "cpu":
+        here = recognise([target], root=root, gpus=())
+        found = next((seen for seen in here.seen if seen.target == target.name), None)
+        if found is not None:
+            runtime = target.runtime.model_copy(update={"build": "here"})
+            target = target.model_copy(update={"runtime": runtime})
+    overridden = profile.own and target.profile in files.shipped_files()
+    note = f'"{target.name}" is your own: {profile.files[0]}' if overridden else ""
+    return ResolvedTarget(target=target, note=note)
+
+
+def detect_machine(*, root: Path = Path("/"), gpus: Sequence[Gpu] | None = None) -> Machine:
     """What this machine is, from the files under `root`: a Jetson by its module's number.
 
-    A graphics card is not looked for: `cpu` means that engines for the CPU run here.
+    The graphics cards are those that `nvidia-smi` on PATH lists, where none are given.
     """
-    tree = root / "proc" / "device-tree"
-    compatible = _strings(tree / "compatible")
-    if not any(word.startswith("nvidia,tegra") for word in compatible):
-        return Machine(
-            target="cpu", family="cpu", evidence=f"{platform.system()} on {platform.machine()}"
-        )
-    words = [*compatible, *_strings(tree / "nvidia,dtsfilename")]
-    words += _strings(tree / "nvidia,boardids")
-    boards = list(dict.fromkeys(board for word in words for board in _BOARD.findall(word)))
-    model = " ".join(_strings(tree / "model")) or "a Tegra without a model's name"
-    for target in _shipped():
-        for board in boards:
-            if board in target.identity.p_numbers:
-                return Machine(target=target.name, family="jetson", evidence=f"{model}, {board}")
-    said = ", ".join([model, *(boards or compatible)])
-    return Machine(target="", family="jetson", evidence=said)
+    targets = [profile.target for profile in all_profiles()]
+    if gpus is None:
+        gpus = () if board.is_tegra(root) else board.gpus()
+    return recognise(targets, root=root, gpus=gpus)
 
 
 def preferred_multiple(target: Target, precision: Precision) -> int:
@@ -226,50 +148,113 @@ def preferred_multiple(target: Target, precision: Precision) -> int:
     return target.multiple.get(precision, 1)
 
 
-def _folder() -> Path:
-    for place in _PLACES:
-        if place.is_dir() and any(place.glob("*.toml")):
-            return place
-    raise InputError(
-        "edgekit's own target files are missing", where=" or ".join(map(str, _PLACES)),
-        hint="Install edgekit again.",
-    )  # fmt: skip
+def _member(family: str, jetpack: str, root: Path, beside: Path | None) -> ResolvedTarget:
+    """The member of a family; `jetpack` is empty or "@6.0"."""
+    machine = detect_machine(root=root, gpus=())
+    if machine.family != family:
+        default = next(t for t in _shipped() if t.family_default and t.family == family)
+        target = load_target(f"{default.name}{jetpack}", beside)
+        return ResolvedTarget(
+            target=target, note=f'"{family}" means {target.title}: this machine is no {family}'
+        )
+    if not machine.target:
+        members = [target.name for target in _shipped() if target.family == family]
+        raise InputError(
+            f"there is no profile of the {family} module that this machine is",
+            got=machine.evidence, wanted=", ".join(members),
+            hint="Name the nearest of these, or write its profile: a file targets/my-board.toml "
+            'that says extends = "the nearest", and what is different.',
+        )  # fmt: skip
+    target = load_target(machine.target, beside)
+    found = jetpack_among(target.jetpacks, machine.jetpack)
+    if found and not jetpack:
+        jetpack = f"@{found}"
+    target = load_target(f"{machine.target}{jetpack}", beside)
+    return ResolvedTarget(
+        target=target,
+        note=f'"{family}" means {target.title}: this machine is one ({machine.evidence})',
+    )
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.resolve().parent == files.shipped_folder().resolve()
 
 
 @functools.cache
 def _shipped() -> tuple[Target, ...]:
     """All shipped targets, in the order of their names."""
-    return tuple(map(load_target, target_names()))
+    found = sorted(files.shipped_files().items())
+    return tuple(_loaded(path, "", own=False).target for _, path in found)
 
 
-def _load_file(path: Path) -> Target:
-    """A user's own target, which may not pass for a shipped one: results are filed by name."""
-    target = _read(path)
-    if target.name in target_names() and path.resolve().parent != _folder().resolve():
+def _loaded(path: Path, jetpack: str, *, own: bool, at: str = "") -> Profile:
+    layer, paths = _read(path)
+    profile = Profile(
+        target=_validated(layer, paths), own=own, files=tuple(map(_shown, paths))
+    )  # fmt: skip
+    target = profile.target
+    if own:
+        _refuse_taken_name(path, target)
+    if not at:
+        return profile
+    chosen = jetpack_among(target.jetpacks, jetpack)
+    if not chosen:
+        raise InputError(
+            f"{target.title} has no JetPack {jetpack}" if jetpack else "which JetPack is not said",
+            where=f"{target.name}@{jetpack}",
+            wanted=", ".join(f"{target.name}@{known}" for known in target.jetpacks)
+            or f"{target.name}: it has no JetPack",
+        )
+    return replace(profile, target=_validated(layer, paths, chosen))
+
+
+def _refuse_taken_name(path: Path, target: Target) -> None:
+    """Results are filed by a target's name, so its file must be where the name is looked up."""
+    if path.resolve().parent.name == files.FOLDER:
+        if target.name != path.stem:
+            raise InputError(
+                "this target file has faults", where=str(path),
+                got=f'name: "{target.name}" is not what the file is called',
+                hint=f'Call the file {target.name}.toml, or the target "{path.stem}".',
+            )  # fmt: skip
+    elif target.name in files.shipped_files():
         raise InputError(
             "this target file has the name of a target that edgekit ships", where=str(path),
             got=f'name = "{target.name}"', wanted="a name of its own",
-            hint=f'Call it "my-{target.name}", say: results are filed under that name.',
+            hint=f'Call it "my-{target.name}", say: results are filed under that name. A file '
+            f"{files.FOLDER}/{target.name}.toml beside the recipe takes the place of ours.",
         )  # fmt: skip
-    return target
 
 
-def _read(path: Path) -> Target:
-    document = documents.read_toml(path, what="target")
+def _read(path: Path) -> tuple[Layer, tuple[Path, ...]]:
+    return _read_shipped(path) if _is_shipped(path) else files.read_file(path)
+
+
+@functools.cache
+def _read_shipped(path: Path) -> tuple[Layer, tuple[Path, ...]]:
+    return files.read_file(path)
+
+
+def _shown(path: Path) -> str:
+    """A shipped file by its name, another by its path."""
+    shipped = files.shipped_folder().resolve()
+    resolved = path.resolve()
+    if shipped in resolved.parents:
+        return f"{files.FOLDER}/{resolved.relative_to(shipped).as_posix()}"
+    return str(path)
+
+
+def _validated(layer: Layer, paths: Sequence[Path], jetpack: str = "") -> Target:
+    found = settled(layer, jetpack)
+    document = {**found.values}
+    document.pop("extends", None)
+    document.setdefault("sources", dict(found.sources))
+    document.setdefault("unverified", sorted(found.unverified))
     try:
         return Target.model_validate(document)
     except ValidationError as error:
         raise InputError(
             "this target file has faults",
-            where=str(path),
+            where=", which extends ".join(map(str, paths)),
             got="\n".join(documents.faults(error, Target)),
         ) from error
-
-
-def _strings(path: Path) -> list[str]:
-    """The NUL-separated strings of a device-tree file; none where it is not there."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return []
-    return [word.decode(errors="replace").strip() for word in content.split(b"\0") if word]

@@ -17,6 +17,7 @@ ROWS = (
     ("errors",),
     ("files", "documents", "machine", "board"),
     ("values",),
+    ("targeting",),
     ("targets", "recipe", "recipe_sections"),
     ("models", "data"),
     ("train",),

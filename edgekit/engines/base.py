@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from edgekit import files
 from edgekit.errors import InputError, MissingPackageError
@@ -39,7 +39,33 @@ Shape: TypeAlias = tuple[int, ...]
 Extent: TypeAlias = tuple[Shape, Shape, Shape]
 """The smallest shape of an input, the one to optimise for, and the largest."""
 
+Typing: TypeAlias = Literal["auto", "strong", "flags"]
+OnBuild: TypeAlias = Callable[[float, str], None]
+
 _REBUILD = "Build the engine again: edgekit build."
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuilderOptions:
+    """How a compiler of engines is driven; a runtime that has no such thing ignores it.
+
+    `memory_cap_bytes` and `time_limit_s` are for the process that builds (None: nine tenths of
+    this machine's memory, and two hours). `typing` "strong" takes every type from the graph,
+    "flags" leaves what is not quantized to the builder, "auto" is the first where the graph is
+    typed for it. `refit` keeps the weights exchangeable, `strip` leaves them out of the plan.
+    `max_dla_fallbacks` is how many layers may run on the GPU though a DLA was asked for.
+    `timing_cache` is a folder that outlives the build.
+    """
+
+    memory_cap_bytes: int | None = None
+    time_limit_s: float | None = None
+    typing: Typing = "auto"
+    refit: bool = False
+    strip: bool = False
+    optimization_level: int | None = None
+    max_dla_fallbacks: int | None = None
+    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +76,7 @@ class EngineRequest:
     whole extent of an input and wins over it. `workspace_bytes` None is the target's default,
     `threads` 0 all physical cores that the process may use when the engine is opened. `sample`
     holds real inputs, first axis the samples, for runtimes that compare before they promise.
+    `on_progress` is told the share that is done, from 0 to 1, and of what.
     """
 
     model_path: Path
@@ -62,6 +89,8 @@ class EngineRequest:
     dla_core: int | None = None
     threads: int = 0
     sample: Feeds | None = None
+    builder: BuilderOptions = field(default_factory=BuilderOptions)
+    on_progress: OnBuild | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +186,17 @@ def package_version(distribution: str) -> str:
         return "absent"
 
 
-def workspace_bytes(request: EngineRequest) -> int | None:
-    """The builder's workspace: the request's, else the target's; None leaves it to the builder."""
-    return request.workspace_bytes or request.target.builder.workspace_bytes
+def workspace_bytes(request: EngineRequest) -> int:
+    """The builder's workspace: the request's, else the target's, else a quarter of its memory.
+
+    It is never left to the builder, whose own default is all of the device's memory; where not
+    even that is known it is 1 GiB.
+    """
+    asked = request.workspace_bytes or request.target.builder.workspace_bytes
+    if asked:
+        return asked
+    memory = request.target.memory
+    return max(memory.bytes // 4, 1) if memory is not None and memory.bytes else _GIB
 
 
 def read_model(path: Path) -> Model:

@@ -1,60 +1,55 @@
-"""What TensorRT's Python packages share: one compile, in a process of its own.
+"""What TensorRT's Python packages share: one compile, in a watched process of its own.
 
-The compiler is native code and can die; it takes this child process with it and nothing else. The
-child is `python -m edgekit.engines.trt_common`: a job as one JSON line on stdin, its result as
-JSON in a file, the engine in another.
+The compiler is native code that can die, hang, or take all memory; it does so in a child process
+(trt_child.py), and what is left is an account of how it ended.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgekit.engines.base import Extent, missing_package
-from edgekit.engines.child import ending, environment, lines_from_parent, own_stdout, was_killed
+import psutil
+
+from edgekit.engines.base import EngineRequest, OnBuild, missing_package
+from edgekit.engines.child import ending, was_killed
+from edgekit.engines.trt_job import CompileJob, job_to_line
+from edgekit.engines.watched import Ending, Limits, run_watched
 from edgekit.errors import EdgekitError, InputError, ResourceError
 from edgekit.values import Figure, TensorSpec, Unknown
 
+DEFAULT_TIME_LIMIT_S = 2 * 3600.0
+
+_MEMORY_SHARE = 0.9
+_KEPT_FOR_OTHERS = 256 << 20
+_LEAST_WORKSPACE = 16 << 20
 _MEMORY_LINES = {
     "weight_bytes": "Total Weights Memory",
     "activation_bytes": "Total Activation Memory",
     "scratch_bytes": "Max Scratch Memory",
 }
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|outofmemory|bad_alloc|cudaErrorMemoryAllocation|insufficient memory", re.I
+)
 _SHOWN_ERRORS = 20
 _LAST_LINES = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompileJob:
-    """One network to compile.
-
-    `package` is imported in the child and `extra` brings it. `compute_capability` is a name of
-    its enumeration, such as SM86; empty is the device at hand. Only dynamic inputs have an extent.
-    """
-
-    package: str
-    extra: str
-    model: str
-    engine: str
-    compute_capability: str = ""
-    workspace_bytes: int | None = None
-    extents: Mapping[str, Extent] = field(default_factory=dict)
+class _OutOfMemoryError(ResourceError):
+    """The build may succeed with a smaller workspace."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """What the compiler told of an engine that it has written.
 
-    `figures` are bytes as its log states them: weight, activation and scratch memory.
+    `figures` are bytes: weight, activation and scratch memory as its log states them, and the
+    memory of one context where the engine could be loaded here. `layers` is the inspector's JSON.
+    `workspace_bytes` is what it was built with, `log` its (severity, message) lines.
     """
 
     version: str
@@ -62,81 +57,221 @@ class Compiled:
     outputs: tuple[TensorSpec, ...]
     figures: Mapping[str, Figure]
     warnings: tuple[str, ...]
+    workspace_bytes: int
+    peak_bytes: Figure
+    flags: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    dla_layers: int = 0
+    dla_fallbacks: tuple[str, ...] = ()
+    layers: str | Unknown = field(default_factory=lambda: Unknown("the engine was not asked"))
+    log: tuple[tuple[str, str], ...] = ()
 
 
-def compile_apart(job: CompileJob) -> Compiled:
+def limits_of(request: EngineRequest) -> Limits:
+    """What the building process may take: the request's limits, else the defaults.
+
+    Where the GPU shares the CPU's memory, some of it must stay available to the rest.
+    """
+    memory = request.target.memory
+    shared = memory is not None and memory.shared_with_cpu
+    total = psutil.virtual_memory().total
+    return Limits(
+        memory_bytes=request.builder.memory_cap_bytes or int(_MEMORY_SHARE * total),
+        least_available_bytes=_KEPT_FOR_OTHERS if shared else None,
+        seconds=request.builder.time_limit_s or DEFAULT_TIME_LIMIT_S,
+    )
+
+
+def compile_apart(
+    job: CompileJob, *, limits: Limits | None = None, on_progress: OnBuild | None = None
+) -> Compiled:
     """The compiler's account of the engine that now lies at `job.engine`.
 
-    Raises InputError, naming every operator, where the model is refused or the compiler dies of
-    it, MissingPackageError where the package is not here, ResourceError where the system killed
-    it.
+    Where the memory ran out for sure it is tried once more with half the workspace, and a note
+    says so. Raises InputError, naming every operator, where the model is refused or the compiler
+    dies of it, MissingPackageError where the package is not here, ResourceError where memory, time
+    or the disk ran out, or the compiler was killed.
     """
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        answer = Path(folder) / "answer.json"
-        returncode, stderr = _run_child(job, answer)
-        if not answer.is_file():
-            raise _death(job, returncode, stderr)
-        return _read_answer(job, json.loads(answer.read_text()))
-
-
-def _run_child(job: CompileJob, answer: Path) -> tuple[int, str]:
-    line = json.dumps({"job": asdict(job), "answer": str(answer)}) + "\n"
-    command = [sys.executable, "-m", "edgekit.engines.trt_common"]
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as said,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, text=True,
-            env=environment(),
-        ) as child,
-    ):  # fmt: skip
-        assert child.stdin is not None
+    limits = limits or Limits(seconds=DEFAULT_TIME_LIMIT_S)
+    tell = on_progress or (lambda fraction, said: None)
+    try:
+        return _compile_once(job, limits, tell)
+    except _OutOfMemoryError as error:
+        halved = job.workspace_bytes // 2
+        if halved < _LEAST_WORKSPACE:
+            raise
+        tell(0.0, f"out of memory: once more with a workspace of {_mib(halved)}")
         try:
-            child.stdin.write(line)
-            child.stdin.flush()
-            child.wait()  # its stdin stays open: when it closes, the child ends
-        except BrokenPipeError:
-            child.wait()
-        finally:
-            child.kill()
-        said.seek(0)
-        return child.returncode, said.read()
+            compiled = _compile_once(replace(job, workspace_bytes=halved), limits, tell)
+        except _OutOfMemoryError as again:
+            again.hint += f" A workspace of {_mib(halved)} was tried too."
+            raise again from error
+        note = (
+            f"the build ran out of memory with a workspace of {_mib(job.workspace_bytes)}: "
+            f"this engine was built with half of it"
+        )
+        return replace(compiled, notes=(note, *compiled.notes))
 
 
-def _death(job: CompileJob, returncode: int, stderr: str) -> EdgekitError:
-    last = "\n".join(stderr.strip().splitlines()[-_LAST_LINES:])
-    if was_killed(returncode):
+class _Heard:
+    """What the child said so far."""
+
+    def __init__(self, tell: OnBuild) -> None:
+        self._tell = tell
+        self._fraction = 0.0
+        self._phase = ""
+        self.answer: dict[str, Any] | None = None
+        self.engine: dict[str, Any] | None = None
+        self.log: list[tuple[str, str]] = []
+
+    def on_line(self, line: str) -> None:
+        """One object of the child's."""
+        said = json.loads(line)
+        if "log" in said:
+            if self.answer is None:
+                self.log.append((said["log"][0], said["log"][1]))
+        elif "fraction" in said:
+            self._fraction, self._phase = said["fraction"], said["said"]
+            self._tell(self._fraction, self._phase)
+        elif "answer" in said:
+            self.answer = said["answer"]
+        elif "engine" in said:
+            self.engine = said["engine"]
+
+    def on_tick(self, seconds: float, used: Figure) -> None:
+        """A build that says nothing still lives."""
+        takes = "" if isinstance(used, Unknown) else f", {used / 1e6:,.0f} MB"
+        phase = f"{self._phase}, " if self._phase else ""
+        self._tell(self._fraction, f"{phase}{seconds:.0f} s{takes}")
+
+
+def _compile_once(job: CompileJob, limits: Limits, tell: OnBuild) -> Compiled:
+    heard = _Heard(tell)
+    end = run_watched(
+        [sys.executable, "-m", "edgekit.engines.trt_child"],
+        first_line=job_to_line(job),
+        limits=limits,
+        on_line=heard.on_line,
+        on_tick=heard.on_tick,
+    )
+    if heard.answer is None:
+        raise _death(job, limits, end, heard)
+    return _read_answer(job, heard, end)
+
+
+def _death(job: CompileJob, limits: Limits, end: Ending, heard: _Heard) -> EdgekitError:
+    last = "\n".join(
+        [*(message for _, message in heard.log), *end.stderr.strip().splitlines()][-_LAST_LINES:]
+    )
+    what = f"{job.package}'s compiler"
+    if end.stopped == "time":
         return ResourceError(
-            f"{job.package}'s compiler was killed, most likely because the memory ran out",
-            where=job.model, got=last, hint="Close other programs, or build on a larger machine.",
+            f"{what} was stopped: it took longer than it may",
+            where=job.model, got=f"{end.seconds:.0f} s; {last}".rstrip("; "),
+            wanted=f"at most {limits.seconds:.0f} s",
+            hint="Raise the time limit, or lower the optimization level.",
+        )  # fmt: skip
+    if end.stopped or end.proof:
+        return _OutOfMemoryError(
+            f"{what} was killed for memory" if end.proof else f"{what} was stopped for its memory",
+            where=job.model,
+            got=end.proof or _taken(end),
+            wanted=_allowed(limits, end),
+            hint=f"Lower the workspace to {_mib(job.workspace_bytes // 2)} "
+            "(engine.workspace_mb), or close other programs.",
+        )
+    if was_killed(end.returncode):
+        return ResourceError(
+            f"{what} was killed by SIGKILL, by whom is not known",
+            where=job.model, got=last,
+            hint="Nothing that can be read here says that memory ran out. Somebody, or a service "
+            "that guards the memory, may have ended it.",
         )  # fmt: skip
     return InputError(
-        f"{job.package}'s compiler died of this model: it {ending(returncode)}",
+        f"{what} died of this model: it {ending(end.returncode)}",
         where=job.model, got=last, hint="Try another precision, or another version of it.",
     )  # fmt: skip
 
 
-def _read_answer(job: CompileJob, answer: Mapping[str, Any]) -> Compiled:
+def _taken(end: Ending) -> str:
+    if isinstance(end.peak_bytes, Unknown):
+        return str(end.peak_bytes)
+    return f"{_mib(int(end.peak_bytes))} resident after {end.seconds:.0f} s"
+
+
+def _allowed(limits: Limits, end: Ending) -> str:
+    if end.stopped == "memory" and limits.memory_bytes is not None:
+        return f"at most {_mib(limits.memory_bytes)}"
+    if end.stopped == "available" and limits.least_available_bytes is not None:
+        return f"{_mib(limits.least_available_bytes)} left for the rest of the machine"
+    return ""
+
+
+def _read_answer(job: CompileJob, heard: _Heard, end: Ending) -> Compiled:
+    answer = heard.answer
+    assert answer is not None
     if "missing" in answer:
         raise missing_package(job.package, extra=job.extra, got=ImportError(answer["missing"]))
-    if answer["refusals"]:
+    if "disk" in answer:
+        raise OSError(answer["disk"][0], answer["disk"][1], job.engine)
+    if "unable" in answer:
         raise InputError(
-            f"{job.package} {answer['version']} refuses the model",
-            where=job.model,
-            got="\n".join(answer["refusals"][:_SHOWN_ERRORS]),
-            hint="Keep what it names in floating point, or take it out of the model.",
-        )
+            f"{job.package} {answer['version']} cannot build this engine",
+            where=job.model, got=answer["unable"],
+        )  # fmt: skip
+    if "refusals" in answer:
+        raise _refusal(job, answer)
+    notes = list(answer["notes"])
+    figures = memory_figures([message for severity, message in heard.log if severity == "INFO"])
+    layers: str | Unknown
+    if heard.engine is None:
+        layers = Unknown(f"asking the engine for its layers {ending(end.returncode)}")
+    elif "layers" in heard.engine:
+        layers = heard.engine["layers"]
+        figures["context_bytes"] = float(heard.engine["context_bytes"])
+    else:
+        layers = Unknown(f"the engine cannot be loaded here: {heard.engine['why']}")
     return Compiled(
         version=answer["version"],
         inputs=tuple(_spec(spec) for spec in answer["inputs"]),
         outputs=tuple(_spec(spec) for spec in answer["outputs"]),
-        figures=memory_figures(answer["log"]),
+        figures=figures,
         warnings=tuple(answer["warnings"]),
+        workspace_bytes=job.workspace_bytes,
+        peak_bytes=end.peak_bytes,
+        flags=tuple(answer["flags"]),
+        notes=tuple(notes),
+        dla_layers=answer["dla_layers"],
+        dla_fallbacks=tuple(answer["dla_fallbacks"]),
+        layers=layers,
+        log=tuple(heard.log),
     )
+
+
+def _refusal(job: CompileJob, answer: Mapping[str, Any]) -> EdgekitError:
+    refusals = answer["refusals"]
+    got = "\n".join(refusals[:_SHOWN_ERRORS])
+    if any(_OUT_OF_MEMORY.search(line) for line in refusals):
+        return _OutOfMemoryError(
+            f"{job.package} {answer['version']} ran out of memory",
+            where=job.model, got=got,
+            hint=f"Lower the workspace to {_mib(job.workspace_bytes // 2)} (engine.workspace_mb), "
+            "or close other programs.",
+        )  # fmt: skip
+    return InputError(
+        f"{job.package} {answer['version']} refuses the model",
+        where=job.model, got=got,
+        hint="Keep what it names in floating point, or take it out of the model.",
+    )  # fmt: skip
 
 
 def _spec(stored: Mapping[str, Any]) -> TensorSpec:
     shape = tuple(size if size >= 0 else "?" for size in stored["shape"])
     return TensorSpec(name=stored["name"], dtype=stored["dtype"], shape=shape)
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):,.0f} MiB"
 
 
 def memory_figures(log: Sequence[str]) -> dict[str, Figure]:
@@ -147,114 +282,3 @@ def memory_figures(log: Sequence[str]) -> dict[str, Figure]:
         unknown = Unknown(f'the builder\'s log has no line "{label}"')
         found[name] = float(values[-1]) if values else unknown
     return found
-
-
-def collecting_logger(trt: Any) -> Any:
-    """A logger of that package that keeps (severity, message) in `lines`.
-
-    TensorRT takes one logger for the whole process: the first that it was given.
-    """
-
-    class CollectingLogger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[tuple[str, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            """Keeps the message."""
-            if severity != trt.ILogger.Severity.VERBOSE:
-                self.lines.append((severity.name, message))
-
-    return CollectingLogger()
-
-
-def _compile(trt: Any, job: CompileJob) -> dict[str, object]:
-    """In the child: parses and compiles, and tells all that was said."""
-    logger = collecting_logger(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt))
-    parser = trt.OnnxParser(network, logger)
-    answer: dict[str, object] = {
-        "version": str(trt.__version__), "refusals": [], "inputs": [], "outputs": [],
-        "warnings": [], "log": [],
-    }  # fmt: skip
-    if not parser.parse_from_file(job.model):
-        return answer | {"refusals": _parser_errors(parser) or _said(logger, "ERROR")}
-    answer["inputs"] = [_told(network.get_input(i)) for i in range(network.num_inputs)]
-    answer["outputs"] = [_told(network.get_output(i)) for i in range(network.num_outputs)]
-    config = builder.create_builder_config()
-    _configure(trt, builder, config, job)
-    plan = builder.build_serialized_network(network, config)
-    answer |= {"warnings": _said(logger, "WARNING"), "log": _said(logger, "INFO")}
-    if plan is None:
-        unsaid = ["it gave no engine, and no reason"]
-        return answer | {"refusals": _said(logger, "ERROR", "INTERNAL_ERROR") or unsaid}
-    Path(job.engine).write_bytes(plan)
-    return answer
-
-
-def _network_flags(trt: Any) -> int:
-    flag = trt.NetworkDefinitionCreationFlag
-    # Needed on 8.x, ignored on 10.x, gone on 11 and in TensorRT-RTX, which know nothing else.
-    return 1 << int(flag.EXPLICIT_BATCH) if hasattr(flag, "EXPLICIT_BATCH") else 0
-
-
-def _configure(trt: Any, builder: Any, config: Any, job: CompileJob) -> None:
-    if job.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
-    if job.compute_capability:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, job.compute_capability), 0)
-    if job.extents:
-        profile = builder.create_optimization_profile()
-        for name, (smallest, best, largest) in job.extents.items():
-            profile.set_shape(name, smallest, best, largest)
-        config.add_optimization_profile(profile)
-
-
-def _parser_errors(parser: Any) -> list[str]:
-    found: list[str] = []
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        operator = f" ({error.node_operator()})" if error.node_operator() else ""
-        node = f'node "{error.node_name()}"' if error.node_name() else f"node {error.node()}"
-        found.append(f"{node}{operator}: {error.desc()} [{error.code().name}]")
-    return found
-
-
-def _said(logger: Any, *severities: str) -> list[str]:
-    return [message for severity, message in logger.lines if severity in severities]
-
-
-def _told(tensor: Any) -> dict[str, object]:
-    dtype = {"FLOAT": "float32", "HALF": "float16", "BOOL": "bool"}.get(
-        tensor.dtype.name, tensor.dtype.name.lower()
-    )
-    return {"name": tensor.name, "dtype": dtype, "shape": list(tensor.shape)}
-
-
-def _main() -> None:
-    own_stdout()
-    request = json.loads(lines_from_parent().get())
-    stored = request["job"]
-    extents = {
-        name: tuple(tuple(shape) for shape in extent) for name, extent in stored["extents"].items()
-    }
-    job = CompileJob(**{**stored, "extents": extents})
-    answer: dict[str, object]
-    try:
-        trt = importlib.import_module(job.package)
-    except ImportError as error:
-        answer = {"missing": str(error)}
-    else:
-        answer = _compile(trt, job)
-    place = Path(request["answer"])
-    partial = place.with_suffix(".partial")
-    partial.write_text(json.dumps(answer))
-    partial.replace(place)
-    sys.stderr.flush()
-    os._exit(0)  # the package's own teardown has nothing left to do, and can crash
-
-
-if __name__ == "__main__":
-    _main()

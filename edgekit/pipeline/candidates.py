@@ -181,7 +181,7 @@ def request_key(request: EngineRequest, source: Source) -> dict[str, object]:
     """All of a request that decides what is built, JSON-ready."""
     return {
         "source": source.key,
-        "target": request.target.model_dump(mode="json", exclude={"sources", "title"}),
+        "target": request.target.decides(),
         "precision": request.precision,
         "batch": request.batch,
         "shapes": {name: list(extent) for name, extent in request.shapes.items()},

@@ -58,7 +58,7 @@ class TargetView:
     @property
     def memory_bytes(self) -> Figure:
         """The memory that the target has."""
-        if self.target.memory is None:
+        if self.target.memory is None or self.target.memory.bytes is None:
             return Unknown("the target's file does not say")
         return self.target.memory.bytes
 

@@ -95,13 +95,14 @@ class RowSample:
         self._shape = groups, inputs
         self._most = max(min(MOST_ROWS, fitting), _FEWEST_ROWS)
         self._each = -(-self._most // batches) if batches else _ROWS_OF_A_BATCH
-        self._kept: list[Array] = []
+        self._kept: Array = np.empty((self._most, groups, inputs), np.float32)
+        self._count = 0
         self._padding: Array | None = None
         self.drawn = 0
 
     def draw(self, shape: Array, noise: np.random.Generator) -> Array:
         """Where the next rows lie in the flattened tensor (n,); `take` gets what is there."""
-        count = min(self._each, self._most - sum(map(len, self._kept)))
+        count = min(self._each, self._most - self._count)
         sizes = [int(size) for size in shape]
         self.drawn = 0
         if not count:
@@ -117,12 +118,13 @@ class RowSample:
         rows = values.reshape(-1, *self._shape)
         if self._padding is not None:
             rows = np.where(self._padding, np.float32(0), rows)
-        self._kept.append(np.asarray(rows, np.float32))
+        # Copied: `values` is a part of a larger array, which would stay alive with it.
+        self._kept[self._count : self._count + len(rows)] = rows
+        self._count += len(rows)
 
     def finished(self) -> Array:
         """The rows so far: (rows, groups, inputs of a group) float32."""
-        empty = np.zeros((0, *self._shape), np.float32)
-        return np.concatenate([empty, *self._kept])
+        return self._kept[: self._count]
 
 
 @dataclass(frozen=True, kw_only=True)
