@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from edgekit import files
+from edgekit.engines.inspector import EngineLayer
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.values import (
     Feeds,
     Figure,
     Session,
     TensorSpec,
+    Unknown,
     figure_from_json,
     figure_to_json,
 )
@@ -32,7 +34,8 @@ if (
     from edgekit.models.model import Model
     from edgekit.targets import Target
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, FORMAT)  # 1 had no flags, no layers and no log
 MANIFEST_FILE = "manifest.json"
 
 Shape: TypeAlias = tuple[int, ...]
@@ -44,6 +47,8 @@ OnBuild: TypeAlias = Callable[[float, str], None]
 
 _REBUILD = "Build the engine again: edgekit build."
 _GIB = 1 << 30
+NOT_ASKED = Unknown("the runtime does not say what its layers are")
+LOG_FILE = "build.log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +104,10 @@ class Engine:
 
     `path` is the engine file; `model_sha256` is of the ONNX file that it was built from.
     `built_for` names the hardware (compute capability, or processor features), `settings` what the
-    session or the builder was given. Nothing in it depends on when or how fast it was built, so
-    that equal builds leave equal files.
+    session or the builder was given, `flags` the builder's flags by their own names. `layers` are
+    the engine's own, where it could be asked. `log_sha256` is of the builder's log, `build.log`
+    beside the engine; "" where the runtime has none. Nothing in it depends on when or how fast it
+    was built, so that equal builds leave equal files, unless a note says that the runtime times.
     """
 
     path: Path
@@ -118,6 +125,9 @@ class Engine:
     built_for: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str | int] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    layers: tuple[EngineLayer, ...] | Unknown = field(default_factory=lambda: NOT_ASKED)
+    log_sha256: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -301,6 +311,9 @@ def write_manifest(engine: Engine) -> None:
         "built_for": dict(engine.built_for),
         "settings": dict(engine.settings),
         "figures": {name: figure_to_json(figure) for name, figure in engine.figures.items()},
+        "flags": list(engine.flags),
+        "layers": _layers_to_json(engine.layers),
+        "log_sha256": engine.log_sha256,
         "notes": list(engine.notes),
     }
     files.write_text(engine.path.parent / MANIFEST_FILE, json.dumps(document, indent=2) + "\n")
@@ -354,7 +367,7 @@ def _check_digest(engine: Engine) -> None:
 
 
 def _engine_from_json(folder: Path, stored: Mapping[str, Any]) -> Engine:
-    if stored.get("format") != FORMAT:
+    if stored.get("format") not in _READ:
         raise InputError(
             "this manifest has a format that this version of edgekit does not read",
             where=str(folder / MANIFEST_FILE),
@@ -379,7 +392,24 @@ def _engine_from_json(folder: Path, stored: Mapping[str, Any]) -> Engine:
         built_for=dict(stored["built_for"]),
         settings=dict(stored["settings"]),
         figures={name: figure_from_json(f) for name, f in stored["figures"].items()},
+        flags=tuple(stored.get("flags", ())),
+        layers=_layers_from_json(stored["layers"]) if "layers" in stored else NOT_ASKED,
+        log_sha256=stored.get("log_sha256", ""),
         notes=tuple(stored["notes"]),
+    )
+
+
+def _layers_to_json(layers: tuple[EngineLayer, ...] | Unknown) -> object:
+    if isinstance(layers, Unknown):
+        return figure_to_json(layers)
+    return [{"name": a.name, "kind": a.kind, "precision": a.precision} for a in layers]
+
+
+def _layers_from_json(stored: Any) -> tuple[EngineLayer, ...] | Unknown:
+    if isinstance(stored, Mapping):
+        return Unknown(str(stored["unknown"]))
+    return tuple(
+        EngineLayer(name=a["name"], kind=a["kind"], precision=a["precision"]) for a in stored
     )
 
 

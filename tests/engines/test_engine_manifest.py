@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from edgekit.engines.base import (
     runtime_names,
     write_manifest,
 )
+from edgekit.engines.inspector import EngineLayer
 from edgekit.errors import InputError
 from edgekit.targets import load_target
 from edgekit.values import TensorSpec, Unknown
@@ -45,6 +47,9 @@ def written_engine(folder: Path) -> Engine:
         built_for={"compute_capability": "8.6"},
         settings={"workspace_bytes": 1 << 20},
         figures={"weight_bytes": 12.0, "activation_bytes": Unknown("the log is silent")},
+        flags=("STRONGLY_TYPED",),
+        layers=(EngineLayer(name="conv", kind="CaskConvolution", precision="int8"),),
+        log_sha256="1" * 64,
         notes=("a note",),
     )
     write_manifest(engine)
@@ -98,12 +103,26 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     changed(tmp_path, format=99)
     with pytest.raises(InputError, match="format 99") as refusal:
         load_engine(tmp_path)
-    assert refusal.value.wanted == "format 1"
+    assert refusal.value.wanted == "format 2"
+
+
+def test_a_manifest_of_the_first_format_is_still_read(tmp_path: Path) -> None:
+    engine = written_engine(tmp_path)
+    place = tmp_path / MANIFEST_FILE
+    stored = json.loads(place.read_text())
+    for field in ("flags", "layers", "log_sha256"):
+        del stored[field]
+    place.write_text(json.dumps({**stored, "format": 1}))
+    found = load_engine(tmp_path)
+    assert isinstance(found.layers, Unknown)
+    assert (found.flags, found.log_sha256) == ((), "")
+    assert replace(found, flags=engine.flags, layers=engine.layers, log_sha256="1" * 64) == engine
 
 
 @pytest.mark.parametrize(
     "fields",
     [
+        {"layers": [{"name": "conv"}]},
         {"file": "../elsewhere.engine"},
         {"inputs": [{}]},
         {"extents": {"image": [[1]]}},
