@@ -16,7 +16,6 @@ from conftest import residual_graph
 from edgekit.pipeline.build import BuildRequest, build
 from edgekit.pipeline.result import StepEvent
 
-TARGETS = Path(__file__).resolve().parent.parent / "targets"
 RECIPE = """
 [model]
 path = "net.onnx"
@@ -43,11 +42,10 @@ def project(folder: Path, proto: onnx.ModelProto, target: str) -> BuildRequest:
 
 
 def test_a_board_of_an_older_opset_gets_its_graph_lowered(tmp_path: Path) -> None:
-    board = (TARGETS / "jetson-orin-nano-8gb.toml").read_text()
-    board = board.replace("opset = 20", "opset = 13").replace('"10.3"', '"8.2"')
-    board = board.replace('"jetson-orin-nano-8gb"', '"old-board"').replace("10.3.0.30", "8.2")
-    board = board.replace("family_default = true\n", "")
-    (tmp_path / "old.toml").write_text(board)
+    (tmp_path / "old.toml").write_text(
+        'name = "old-board"\ntitle = "An old board"\nextends = "jetson-orin-nano-8gb"\n'
+        '[runtime]\nversion = "8.2"\nopset = 13\ndialect = "tensorrt-8"\n'
+    )
     events: list[StepEvent] = []
     request = project(tmp_path, residual_graph(opset=18), "./old.toml")
     built = build(request, on_event=events.append)

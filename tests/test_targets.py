@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -200,11 +201,22 @@ def test_an_orin_nano_is_known_by_its_module_wherever_that_is_written(
     assert (machine.target, machine.family) == ("jetson-orin-nano-8gb", "jetson")
 
 
-@pytest.mark.parametrize("module", ["p3767-0004", "p3767-0000", "p3701-0005", "p3767-00051"])
-def test_another_module_of_the_family_is_no_orin_nano_8gb(tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "target"),
+    [
+        ("p3767-0004", "jetson-orin-nano-4gb"),
+        ("p3767-0000", "jetson-orin-nx-16gb"),
+        ("p3701-0005", "jetson-agx-orin-64gb"),
+        ("p3767-00051", ""),
+        ("p3767-0002", ""),
+    ],
+)
+def test_another_module_of_the_family_is_no_orin_nano_8gb(
+    tmp_path: Path, module: str, target: str
+) -> None:
     root = device_tree(tmp_path, compatible=f"nvidia,p3768-0000+{module}\0nvidia,tegra234")
     machine = detect_machine(root=root)
-    assert (machine.target, machine.family) == ("", "jetson")
+    assert (machine.target, machine.family) == (target, "jetson")
 
 
 def test_a_device_tree_without_a_tegra_is_a_cpu(tmp_path: Path) -> None:
@@ -224,10 +236,12 @@ def test_an_installed_package_finds_its_own_targets_and_no_neighbour_s(tmp_path:
     shutil.copytree(package.parent / "targets", site / "edgekit" / "_targets")
     (site / "targets").mkdir()
     (site / "targets" / "stranger.toml").write_text("")
-    code = "from edgekit.targets import target_names; print(*target_names())"
+    code = "from edgekit.targets import load_target, target_names; print(*target_names())"
+    code += "; load_target('jetson-nano')"  # which extends a file of a folder below
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=site, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
     assert tuple(done.stdout.split()) == target_names()
 
 
