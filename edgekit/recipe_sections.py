@@ -391,7 +391,9 @@ class ShapeRange(Section):
 
 class EngineSection(Section):
     """How an engine is built. `auto`: INT8 where the target has it; on a target that is measured
-    here, the fastest that keeps the accuracy which the gate asks for."""
+    here, the fastest that keeps the accuracy which the gate asks for. The limits of memory and
+    time are for the process that builds. `refit` keeps an engine's weights exchangeable, `strip`
+    leaves them out of the plan."""
 
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     batch: BatchRange = BatchRange()
@@ -400,6 +402,12 @@ class EngineSection(Section):
     dla: int | None = Field(default=None, ge=0)
     streams: Whole = 1
     threads: int = Field(default=0, ge=0, le=1024)
+    memory_limit_mb: Whole | None = None
+    time_limit_s: Positive | None = None
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    max_dla_fallbacks: int | None = Field(default=None, ge=0)
+    refit: bool = False
+    strip: bool = False
 
 
 class GateSection(Section):

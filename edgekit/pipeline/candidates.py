@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit import machine
 from edgekit.data.batches import Batches
 from edgekit.data.metrics import Metric
-from edgekit.engines.base import EngineRequest, load_engine, runtime_module
+from edgekit.engines.base import BuilderOptions, EngineRequest, load_engine, runtime_module
 from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.pipeline import steps
@@ -21,8 +21,9 @@ from edgekit.targets import Precision, Target
 from edgekit.values import Array, Figure, Unknown, figure_from_json
 from edgekit.verify import VerifyReport, from_json
 
+TIMING_FOLDER = "timing"
 _SAMPLES = 4  # real inputs that a runtime may compare outputs on
-_PACKAGES = ("onnxruntime", "tensorrt_rtx_cu12")
+_PACKAGES = ("onnxruntime", "tensorrt_rtx_cu12", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,14 @@ def engine_step(
 
     def make(folder: Path, partial: Path) -> None:
         del partial
-        workshop.progress_of("engine", target.name)(0.0, precision)
-        runtime_module(target.runtime.name).build(request, folder)
+        tell = workshop.progress_of("engine", target.name)
+        tell(0.0, precision)
+        told = replace(
+            request,
+            on_progress=lambda fraction, said: tell(fraction, f"{precision}: {said}"),
+            builder=replace(request.builder, timing_cache=project.cache.folder / TIMING_FOLDER),
+        )
+        runtime_module(target.runtime.name).build(told, folder)
 
     key = key_of("engine", **request_key(request, source))
     return Step(name="engine", key=key, make=make)
@@ -174,6 +181,14 @@ def engine_request(
         dla_core=options.dla,
         threads=options.threads,
         sample=samples_of(project.calibration, _SAMPLES),
+        builder=BuilderOptions(
+            memory_cap_bytes=options.memory_limit_mb * 10**6 if options.memory_limit_mb else None,
+            time_limit_s=options.time_limit_s,
+            refit=options.refit,
+            strip=options.strip,
+            optimization_level=options.optimization_level,
+            max_dla_fallbacks=options.max_dla_fallbacks,
+        ),
     )
 
 
@@ -187,6 +202,13 @@ def request_key(request: EngineRequest, source: Source) -> dict[str, object]:
         "shapes": {name: list(extent) for name, extent in request.shapes.items()},
         "workspace": request.workspace_bytes,
         "dla": request.dla_core,
+        "builder": [
+            request.builder.typing,
+            request.builder.refit,
+            request.builder.strip,
+            request.builder.optimization_level,
+            request.builder.max_dla_fallbacks,
+        ],
         "threads": request.threads,
         "versions": versions(_PACKAGES),
         "cpu": sorted(machine.cpu_flags()) if request.target.runtime.build == "here" else [],
