@@ -91,16 +91,15 @@ def is_absorbed(node: ir.Node, dialect: Dialect) -> bool:
 
 
 def add(plan: Plan, node: ir.Node) -> str:
-    """A residual Add: integers where its inputs are made of some and its output is wanted.
+    """A residual Add: integers where one input is made of some and its output is wanted.
 
-    For TensorRT one of them is enough, and the other is quantized for it: the layer in front gives
-    integers only if the skip that its kernel adds is quantized.
+    The other input is quantized for it. TensorRT's layer in front gives integers only if the skip
+    that its kernel adds is quantized; in ONNX Runtime a floating-point Add would cost more, and
+    every Add behind it would stay in floating point too.
     """
     if not plan.is_wanted(node.outputs[0]):
         return _NO_READER
-    made = list(map(plan.is_made, _read(node)))
-    enough = all(made) if plan.dialect.quantized_outputs else any(made)
-    return "" if enough else _NO_SOURCE
+    return "" if any(map(plan.is_made, _read(node))) else _NO_SOURCE
 
 
 def concat(plan: Plan, node: ir.Node) -> str:
