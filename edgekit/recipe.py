@@ -30,12 +30,18 @@ from edgekit.recipe_sections import (
     Section,
     quoted,
 )
-from edgekit.targets import Target, family_names, load_target, target_names
+from edgekit.targets import (
+    Target,
+    family_names,
+    load_target,
+    own_target_files,
+    target_names,
+)  # fmt: skip
 from edgekit.values import Preprocessing
 
 __all__ = [
     "ChannelsSection", "PreprocessingSection", "QuantizeSection", "Recipe", "RecoverSection",
-    "for_target", "load_recipe", "parse_recipe", "resolved",
+    "for_target", "load_recipe", "parse_recipe", "resolved", "with_engine",
 ]  # fmt: skip
 
 
@@ -104,9 +110,10 @@ def load_recipe(path: Path) -> Recipe:
 
 def parse_recipe(document: Mapping[str, Any], path: Path) -> Recipe:
     """The recipe in a document that was read from `path`. Raises as `load_recipe` does."""
-    boards, found = _own_boards(document, path.parent)
-    known = (*target_names(), *family_names(), *boards)
-    found += [*_faults_of(document), *_unknown_targets(document, known)]
+    folder = path.parent
+    boards, found = _own_boards(document, folder)
+    known = (*target_names(folder), *family_names(), *boards)
+    found += [*_faults_of(document), *_unknown_targets(document, known, folder)]
     found += _override_faults(document, boards)
     if found:
         raise InputError(
@@ -114,20 +121,48 @@ def parse_recipe(document: Mapping[str, Any], path: Path) -> Recipe:
             where=str(path), got="\n".join(found),
             hint="`edgekit build --dry-run` prints what a recipe comes to.",
         )  # fmt: skip
-    return _recipe(copy.deepcopy(dict(document)), path.parent, boards)
+    return _recipe(copy.deepcopy(dict(document)), folder, boards)
 
 
 def for_target(recipe: Recipe, target: str | Target) -> Recipe:
     """The recipe as it is for one device: its family's overrides, then its own on top.
 
-    What comes back has no overrides any more. A board's own file, which the recipe does not list,
-    is given as the Target that it is.
+    Those of a device with another JetPack (`NAME@JETPACK`) come after the device's. What comes back
+    has no overrides any more. A board's own file, which the recipe does not list, is given as the
+    Target that it is.
     """
     name = target if isinstance(target, str) else target.name
-    family = _family(target, recipe._boards)
     overrides = _table(recipe._document, "target")
-    layers = [_table(overrides, layer) for layer in dict.fromkeys((family, name))]
+    above = _above(name, target, recipe._boards)
+    layers = [_table(overrides, layer) for layer in (*above, name)]
     return _recipe(_overridden(recipe._document, *layers), recipe.folder, recipe._boards)
+
+
+def with_engine(recipe: Recipe, options: Mapping[str, object]) -> Recipe:
+    """The recipe with these keys of [engine], for every device: they go before its overrides.
+
+    Raises InputError where they have faults.
+    """
+    if not options:
+        return recipe
+    document = dict(recipe._document)
+    document["engine"] = {**_table(document, "engine"), **options}
+    overrides = {
+        name: {
+            **override,
+            "engine": {
+                key: value
+                for key, value in _table(override, "engine").items()
+                if key not in options
+            },
+        }
+        for name, override in _table(document, "target").items()
+    }
+    if overrides:
+        document["target"] = overrides
+    if found := _faults_of(document):
+        raise InputError("these options have a fault", got="\n".join(found))
+    return _recipe(document, recipe.folder, recipe._boards)
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -166,11 +201,12 @@ def _override_faults(document: Mapping[str, Any], boards: Mapping[str, Target]) 
     for name in overrides:
         own = _table(overrides, name)
         faults = _new_faults(document, own, known=plain)
-        family = _family(name, boards)
-        if family != name and family in overrides:
-            above = _table(overrides, family)
-            known = [*plain, *faults, *_new_faults(document, above, known=plain)]
-            faults += _new_faults(_overridden(document, above), own, known=known)
+        above = [_table(overrides, other) for other in _above(name, name, boards)]
+        if any(above):
+            known = [*plain, *faults]
+            for table in above:
+                known += _new_faults(document, table, known=plain)
+            faults += _new_faults(_overridden(document, *above), own, known=known)
         found += [f"target.{name}.{fault}" for fault in faults]
     return found
 
@@ -222,16 +258,17 @@ def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _family(target: str | Target, boards: Mapping[str, Target]) -> str:
-    """The family whose overrides apply to a target; empty where it has none."""
+def _above(name: str, target: str | Target, boards: Mapping[str, Target]) -> tuple[str, ...]:
+    """Whose overrides apply to a device before its own: its family's, its file's."""
+    profile = name.partition("@")[0]
     if isinstance(target, str):
-        if target in boards:
-            target = boards[target]
-        elif target in target_names():
-            target = load_target(target)
-        else:
-            return ""
-    return target.family if target.family in family_names() else ""
+        if profile in boards:
+            target = boards[profile]
+        elif profile in target_names():
+            target = load_target(profile)
+    family = target.family if isinstance(target, Target) else ""
+    above = (family if family in family_names() else "", profile)
+    return tuple(other for other in dict.fromkeys(above) if other and other != name)
 
 
 def _listed_targets(document: Mapping[str, Any]) -> list[str]:
@@ -240,16 +277,23 @@ def _listed_targets(document: Mapping[str, Any]) -> list[str]:
 
 
 def _own_boards(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Target], list[str]]:
-    """The targets by name whose files `build.targets` lists, and what is wrong with the others."""
+    """The user's own targets that the recipe names, and what is wrong with the others.
+
+    Those whose files `build.targets` lists, and those in the folder `targets`, by name.
+    """
     boards, found = {}, []
-    for name in _listed_targets(document):
-        if not name.endswith(".toml") or "\0" in name:
+    own = own_target_files(folder)
+    listed = [("build.targets", name) for name in _listed_targets(document)]
+    for place, name in [*listed, *(("target", str(key)) for key in _table(document, "target"))]:
+        plain = name.partition("@")[0]
+        is_path = name.endswith(".toml") and place == "build.targets"
+        if "\0" in name or plain in boards or not (is_path or plain in own):
             continue
         try:
-            board = load_target(_from(folder, name))
+            board = load_target(_from(folder, name if is_path else plain), folder)
         except InputError as error:
             said = error.got.splitlines() or [error.what]
-            found += [f"build.targets: {name}: {line}" for line in said]
+            found += [f"{place}: {name}: {line}" for line in said]
         else:
             boards[board.name] = board
     return boards, found
@@ -260,15 +304,30 @@ def _from(folder: Path, target: str) -> str:
     return str(folder / target) if target.endswith(".toml") else target
 
 
-def _unknown_targets(document: Mapping[str, Any], known: Iterable[str]) -> Iterator[str]:
+def _unknown_targets(
+    document: Mapping[str, Any], known: Iterable[str], folder: Path
+) -> Iterator[str]:
     """What is said of the names of devices in the recipe that there are no profiles of."""
     named = [("target", str(name)) for name in _table(document, "target")]
     named += [("build.targets", n) for n in _listed_targets(document) if not n.endswith(".toml")]
     for place, name in named:
-        if name in known:
+        plain, at, _ = name.partition("@")
+        if plain in known:
+            if at:
+                yield from _unknown_jetpack(place, name, folder)
             continue
-        near = difflib.get_close_matches(name, known, 1, 0.5)
+        near = difflib.get_close_matches(plain, known, 1, 0.5)
         hint = f'; did you mean "{near[0]}"?' if near else ""
         if not near and place == "target":
             hint = "; a board of your own is listed in build.targets, as the path of its file"
         yield f"{place}: there is no target called {quoted(name)}{hint}"
+
+
+def _unknown_jetpack(place: str, name: str, folder: Path) -> Iterator[str]:
+    """What is said of a name with a JetPack that the device does not have."""
+    if name.partition("@")[0] in family_names():
+        return  # which module it means, only the machine that builds knows
+    try:
+        load_target(name, folder)
+    except InputError as error:
+        yield f"{place}: {name}: {error.what}; want {error.wanted}"

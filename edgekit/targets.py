@@ -27,7 +27,7 @@ from edgekit.targeting.schema import JetPack, PowerMode, Precision, Profile, Run
 __all__ = [
     "JetPack", "Machine", "PowerMode", "Precision", "Profile", "ResolvedTarget", "Runtime", "Seen",
     "Target", "all_profiles", "detect_machine", "family_names", "load_profile", "load_target",
-    "preferred_multiple", "resolve_target", "target_names",
+    "own_target_files", "preferred_multiple", "resolve_target", "target_names", "targets_with_dla",
 ]  # fmt: skip
 
 
@@ -51,6 +51,16 @@ def target_names(beside: Path | None = None) -> tuple[str, ...]:
 def family_names() -> tuple[str, ...]:
     """The names that mean a member of a family, sorted: the families that have a default."""
     return tuple(sorted(target.family for target in _shipped() if target.family_default))
+
+
+def own_target_files(beside: Path | None = None) -> dict[str, Path]:
+    """The user's own targets by name, and their files."""
+    return files.own_files(beside)
+
+
+def targets_with_dla() -> tuple[str, ...]:
+    """The names of the shipped targets that have a deep learning accelerator, sorted."""
+    return tuple(target.name for target in _shipped() if target.dla.cores)
 
 
 def load_target(name: str, beside: Path | None = None) -> Target:
