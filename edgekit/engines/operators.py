@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgekit.models.model import attribute, constant_of
 
 Version = tuple[int, int]
+Node = ir.Node
 
 NEVER = frozenset({
     "MaxUnpool", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
@@ -40,9 +41,39 @@ SINCE: Mapping[str, Version] = {
 }
 
 _RESIZE_MODES = frozenset({"nearest", "linear"})
-_CONSTANT_INPUTS = {
-    "Slice": (1, 2, 3, 4), "Squeeze": (1,), "Unsqueeze": (1,),
+_RESIZE_COORDINATES = frozenset({
+    "half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners",
+})  # fmt: skip
+_REDUCTIONS = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip
+_CONSTANT_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "Slice": (3,), "Squeeze": (1,), "Unsqueeze": (1,), **dict.fromkeys(_REDUCTIONS, (1,)),
 }  # fmt: skip
+_COMPUTED_WEIGHTS: Version = (8, 5)
+
+_INTEGER_FORM = "Give the float model to edgekit quantize: it writes Q/DQ, which TensorRT fuses."
+_REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+        _INTEGER_FORM,
+    ),
+    "NonMaxSuppression": "Cut the model before it, and suppress boxes on the CPU.",
+    "LayerNormalization": "Lower the model to opset 16, which writes it in simpler operators.",
+    "GroupNormalization": "Lower the model to opset 17 or below, or export it decomposed.",
+    "GridSample": "Warp on the CPU, or take a JetPack with TensorRT 8.5.",
+    "Attention": "Export it decomposed, into MatMul and Softmax: opset 22 or below.",
+    "RMSNormalization": "Export it decomposed: opset 22 or below.",
+    "RotaryEmbedding": "Export it decomposed: opset 22 or below.",
+    "Swish": "Export it as Sigmoid and Mul: opset 23 or below.",
+    "MaxUnpool": "Replace it by a Resize or a ConvTranspose, and train again.",
+    "MaxPool": "Use its values only, without dilations, over two or three dimensions.",
+    "AveragePool": "Pool without dilations, over two or three dimensions.",
+    "Resize": "Export it with mode nearest or linear, without antialias.",
+    "DeformConv": "Take TensorRT 10.1 with its plug-ins, or replace it by a Conv.",
+}
+_ANY_REMEDY = "Write it in other operators, or cut the model before it."
 
 
 def refusal(node: ir.Node, version: Version) -> str:
@@ -64,7 +95,42 @@ def refusal(node: ir.Node, version: Version) -> str:
         return _pool_refusal(node)
     if operator == "Resize":
         return _resize_refusal(node)
+    if operator in ("Conv", "ConvTranspose") and version < _COMPUTED_WEIGHTS:
+        return _weight_refusal(node)
     return ""
+
+
+def remedy(node: ir.Node) -> str:
+    """What can be done about a node that is refused or doubted."""
+    if node.domain not in ("", "ai.onnx"):
+        return "Register a plug-in of that name with TensorRT, or export it in ONNX's operators."
+    if node.op_type in _CONSTANT_INPUTS:
+        return "Fold constants at fixed sizes: its axes become constants."
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return "Fold constants, so that its weight is stored."
+    return _REMEDIES.get(node.op_type, _ANY_REMEDY)
+
+
+def name_of(node: ir.Node) -> str:
+    """The node's name, its first output's where it has none."""
+    return node.name or next((value.name for value in node.outputs if value.name), node.op_type)
+
+
+def version_numbers(text: str) -> Version:
+    """ "8.7" as numbers; nothing is (0, 0)."""
+    major, _, minor = text.partition(".")
+    return (int(major or 0), int(minor or 0))
+
+
+def _weight_refusal(node: ir.Node) -> str:
+    """Before 8.5 a weight is stored, or behind Q/DQ."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    producer = weight.producer() if weight is not None else None
+    if weight is None or constant_of(weight) is not None:
+        return ""
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return ""
+    return "its weight is computed, which TensorRT takes from 8.5 on"
 
 
 def _pool_refusal(node: ir.Node) -> str:
@@ -87,8 +153,12 @@ def doubt(node: ir.Node) -> str:
         return f'it is of the domain "{node.domain}": a plug-in would have to know it'
     if node.op_type == "Resize" and attribute(node, "mode", "nearest") not in _RESIZE_MODES:
         return "only nearest and linear are in TensorRT's list of modes"
+    if node.op_type == "Resize":
+        mapping = attribute(node, "coordinate_transformation_mode", "half_pixel")
+        if mapping not in _RESIZE_COORDINATES:
+            return f"{mapping} is not in TensorRT's list of coordinate modes"
     for index in _CONSTANT_INPUTS.get(node.op_type, ()):
         given = node.inputs[index] if index < len(node.inputs) else None
         if given is not None and constant_of(given) is None:
-            return "its axes or bounds are computed; most versions want constants"
+            return "its axes are computed; most versions want constants"
     return ""

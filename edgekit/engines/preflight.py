@@ -2,77 +2,42 @@
 
 from __future__ import annotations
 
-import enum
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from edgekit.engines import onnxruntime, operators, tensorrt_rtx
+from edgekit.engines import onnxruntime, operators, preflight_nodes, tensorrt_rtx
+from edgekit.engines.answers import Answer, Line, NodeFinding, PreflightReport, line_of
 from edgekit.engines.base import EngineRequest, input_extents, read_model
-from edgekit.engines.trtexec import generation_of, version_of
+from edgekit.engines.trtexec_flags import generation_of, version_of
 from edgekit.errors import EdgekitError, InputError
 from edgekit.models.model import Model
-from edgekit.quantize import lint
 
-_SHOWN = 5
+__all__ = ["Answer", "Line", "NodeFinding", "PreflightReport", "preflight"]
+
 # A target that TensorRT-RTX does not compile for (every Jetson) is compiled for this one instead:
 # the nearest relation of Orin's 8.7 that it knows.
 _STAND_IN = "8.6"
 # TensorRT-RTX has taken every opset so far and its operators are those of TensorRT 11.
 _RTX_OPERATORS = (11, 0)
-_TYPED_BY_GRAPH = (11, 0)
+# What it was seen to refuse on a CPU although TensorRT takes it.
+_RTX_GAPS = {
+    "NonMaxSuppression": "TensorRT-RTX does not compile it without a GPU; TensorRT has it from 8.5",
+    "MatMul": "TensorRT-RTX has no FP32 MatMul for 7.5",
+    "Gemm": "TensorRT-RTX has no FP32 MatMul for 7.5",
+}
 
 
-class Answer(enum.Enum):
-    """What a check found. `skipped`: it was not made, and speaks neither way."""
-
-    PASSED = "passed"
-    REFUSED = "refused"
-    UNKNOWN = "unknown"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One check of a preflight."""
-
-    check: str
-    answer: Answer
-    said: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreflightReport:
-    """Every check of a model for a target, the refusals' lines included."""
-
-    target: str
-    lines: tuple[Line, ...]
-
-    @property
-    def verdict(self) -> Answer:
-        """Refused if a check refuses, unknown if one does not know, else passed."""
-        found = {line.answer for line in self.lines}
-        worst = (Answer.REFUSED, Answer.UNKNOWN)
-        return next((answer for answer in worst if answer in found), Answer.PASSED)
-
-    def to_json(self) -> dict[str, object]:
-        """JSON-ready."""
-        return {
-            "target": self.target,
-            "verdict": self.verdict.value,
-            "lines": [
-                {"check": line.check, "answer": line.answer.value, "said": line.said}
-                for line in self.lines
-            ],
-        }
+class _Compiled(NamedTuple):
+    line: Line
+    nodes: tuple[NodeFinding, ...]
 
 
 def preflight(request: EngineRequest, *, compile_here: bool = True) -> PreflightReport:
-    """What is known of the request: precision, DLA, opset, operators, Q/DQ, a compile here.
+    """What is known of the request: precision, DLA, opset, operators, types, shapes, Q/DQ, a build.
 
-    The compile is TensorRT-RTX's for a TensorRT target, and proves that the graph is accepted,
+    The build is TensorRT-RTX's for a TensorRT target, and proves that the graph is accepted,
     nothing about speed. Where it fails, and none of our own rules does, the answer is unknown:
     TensorRT-RTX refuses things that TensorRT takes. Raises InputError where the request itself or
     its file cannot be read.
@@ -80,14 +45,19 @@ def preflight(request: EngineRequest, *, compile_here: bool = True) -> Preflight
     model = read_model(request.model_path)
     input_extents(model.inputs, request)  # a request without shapes is the user's fault
     lines = [*_hardware(request)]
+    nodes: tuple[NodeFinding, ...] = ()
     if request.target.runtime.name == "onnxruntime":
         lines.append(_opens(request))
+    elif request.target.runtime.name == "openvino":
+        lines.append(_openvino_opens(request))
     else:
-        lines += _graph_lines(request, model)
+        more, nodes = _graph_lines(request, model)
+        lines += more
         if compile_here:
-            refused = any(line.answer is Answer.REFUSED for line in lines)
-            lines.append(_compile(request, agreed=refused))
-    return PreflightReport(target=request.target.name, lines=tuple(lines))
+            compiled = _compile(request, model, nodes)
+            lines.append(compiled.line)
+            nodes += compiled.nodes
+    return PreflightReport(target=request.target.name, lines=tuple(lines), nodes=nodes)
 
 
 def _hardware(request: EngineRequest) -> Iterator[Line]:
@@ -121,53 +91,31 @@ def _dla(request: EngineRequest, core: int) -> Line:
     return Line(check="DLA", answer=Answer.REFUSED, said=said)
 
 
-def _graph_lines(request: EngineRequest, model: Model) -> Iterator[Line]:
+def _graph_lines(
+    request: EngineRequest, model: Model
+) -> tuple[list[Line], tuple[NodeFinding, ...]]:
+    """The checks of the graph by our own rules, and the nodes that they speak against."""
     runtime = request.target.runtime
     is_rtx = runtime.name == "tensorrt_rtx"
     version = _RTX_OPERATORS if is_rtx else version_of(runtime.version)
     limit = runtime.opset
-    yield Line(
+    opset = Line(
         check="opset",
         answer=Answer.PASSED if model.opset <= limit else Answer.REFUSED,
         said=f"the model has opset {model.opset}, {runtime.name} {runtime.version} reads {limit}",
     )
-    yield _operators(model, version)
-    yield _qdq(request, model, version)
-
-
-def _qdq(request: EngineRequest, model: Model, version: operators.Version) -> Line:
-    broken = [str(finding) for finding in _refused_pairs(model, version)]
-    count = sum(node.op_type in lint.QDQ for node in model.graph)
-    if request.precision == "int8" and not count:
-        broken.append("INT8 was asked for, and the graph has no Q/DQ: it would not be INT8")
-    if request.precision != "int8" and count and version < _TYPED_BY_GRAPH:
-        broken.append(f"the graph has Q/DQ, which TensorRT builds as int8, not {request.precision}")
-    return Line(
-        check="Q/DQ",
-        answer=Answer.REFUSED if broken else Answer.PASSED,
-        said=_listed(broken) or f"{count} nodes, no rule broken",
-    )
-
-
-def _refused_pairs(model: Model, version: operators.Version) -> list[lint.Finding]:
-    """What the parser would not read; the rest of the lint is advice."""
-    found = lint.lint(model, lint.Reader(runtime="tensorrt", version=version))
-    return [finding for finding in found if finding.severity == "error"]
-
-
-def _operators(model: Model, version: operators.Version) -> Line:
-    refused: list[str] = []
-    doubted: list[str] = []
-    for node in model.graph.all_nodes():
-        named = f'{node.op_type} "{node.name}"'
-        if refusal := operators.refusal(node, version):
-            refused.append(f"{named}: {refusal}")
-        elif doubt := operators.doubt(node):
-            doubted.append(f"{named}: {doubt}")
-    kinds = Counter(node.op_type for node in model.graph.all_nodes())
-    answer = Answer.REFUSED if refused else Answer.UNKNOWN if doubted else Answer.PASSED
-    said = _listed(refused or doubted) or f"{len(kinds)} kinds, no rule speaks against one"
-    return Line(check="operators", answer=answer, said=said)
+    kinds = len({node.op_type for node in model.graph.all_nodes()})
+    checks = (
+        ("operators", preflight_nodes.of_operators(model, version),
+         f"{kinds} kinds, no rule speaks against one"),
+        ("types", preflight_nodes.of_types(request, model, version),
+         preflight_nodes.conversions(model, version) or "all are the runtime's own"),
+        ("shapes", preflight_nodes.of_shapes(request, model), "known at every size asked for"),
+    )  # fmt: skip
+    lines = [opset, *(line_of(check, found, said) for check, found, said in checks)]
+    line, broken = preflight_nodes.of_pairs(request, model, version)
+    nodes = [node for _, found, _ in checks for node in found]
+    return [*lines, line], (*nodes, *broken)
 
 
 def _opens(request: EngineRequest) -> Line:
@@ -178,14 +126,30 @@ def _opens(request: EngineRequest) -> Line:
         return Line(check="load", answer=Answer.REFUSED, said=f"{error.what}: {error.got}")
 
 
-def _compile(request: EngineRequest, *, agreed: bool) -> Line:
-    """`agreed`: one of our own rules refuses the model already."""
+def _openvino_opens(request: EngineRequest) -> Line:
+    from edgekit.engines import openvino
+    from edgekit.errors import MissingPackageError
+
+    try:
+        openvino.read(request.model_path)
+    except MissingPackageError:
+        said = "not checked: openvino is not installed (pip install 'edgekit[openvino]')"
+        return Line(check="load", answer=Answer.SKIPPED, said=said)
+    except InputError as error:
+        return Line(check="load", answer=Answer.REFUSED, said=f"{error.what}: {error.got}")
+    return Line(check="load", answer=Answer.PASSED, said="OpenVINO reads it here")
+
+
+def _compile(request: EngineRequest, model: Model, known: Sequence[NodeFinding]) -> _Compiled:
+    """What TensorRT-RTX says. `known`: what our own rules speak against already."""
     check = "compile"
     own = request.target.runtime.name == "tensorrt_rtx"
-    capability = str(request.target.compute_capability) if own else _STAND_IN
+    capability = str(request.target.compute_capability)
+    if not own and capability not in tensorrt_rtx.CAPABILITIES:
+        capability = _STAND_IN
     if not tensorrt_rtx.is_installed():
         said = "not checked: tensorrt-rtx is not installed (pip install 'edgekit[rtx]')"
-        return Line(check=check, answer=Answer.SKIPPED, said=said)
+        return _Compiled(Line(check=check, answer=Answer.SKIPPED, said=said), ())
     judge = f"TensorRT-RTX {tensorrt_rtx.installed_version()} for {capability}"
     try:
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
@@ -193,12 +157,54 @@ def _compile(request: EngineRequest, *, agreed: bool) -> Line:
                 request, Path(folder) / "model.engine", compute_capability=capability
             )
     except EdgekitError as error:
-        refuses = (own and isinstance(error, InputError)) or agreed
-        answer = Answer.REFUSED if refuses else Answer.UNKNOWN
-        return Line(check=check, answer=answer, said=f"{judge}: {error.what}: {error.got}")
-    return Line(check=check, answer=Answer.PASSED, said=f"{judge} accepts the graph")
+        refused = {finding.node for finding in known if finding.answer is Answer.REFUSED}
+        named = _named_nodes(model, error.got)
+        if own and isinstance(error, InputError):
+            nodes = tuple(_compiler_finding(node, Answer.REFUSED, error.got) for node in named)
+            said = f"{judge}: {error.what}: {error.got}"
+            return _Compiled(Line(check=check, answer=Answer.REFUSED, said=said), nodes)
+        if refused:
+            said = f"{judge} refuses it too: {error.what}: {error.got}"
+            return _Compiled(Line(check=check, answer=Answer.REFUSED, said=said), ())
+        nodes = tuple(_compiler_finding(node, Answer.UNKNOWN, error.got) for node in named)
+        which = ", ".join(f'"{operators.name_of(node)}"' for node in named)
+        said = f"TensorRT-RTX could not compile {which or 'the graph'}: {error.what}: {error.got}"
+        return _Compiled(Line(check=check, answer=Answer.UNKNOWN, said=said), nodes)
+    said = f"{judge} accepts the graph"
+    return _Compiled(Line(check=check, answer=Answer.PASSED, said=said), ())
 
 
-def _listed(said: list[str]) -> str:
-    more = [f"and {len(said) - _SHOWN} more"] if len(said) > _SHOWN else []
-    return "; ".join([*said[:_SHOWN], *more])
+def _compiler_finding(node: operators.Node, answer: Answer, said: str) -> NodeFinding:
+    gap = _RTX_GAPS.get(node.op_type, "")
+    judged = answer is Answer.REFUSED
+    return NodeFinding(
+        node=operators.name_of(node),
+        operator=node.op_type,
+        check="compile",
+        answer=answer,
+        reason=f"TensorRT-RTX could not compile it: {said.splitlines()[0]}",
+        remedy=operators.remedy(node) if judged else f"The device decides{gap and f'; {gap}'}",
+    )
+
+
+def _named_nodes(model: Model, said: str) -> list[operators.Node]:
+    """The nodes that a compiler's message names, in graph order: the longest name at each place.
+
+    A layer may bear the name of its node with a number behind it.
+    """
+    nodes = {node.name: node for node in model.graph.all_nodes() if node.name}
+    found: set[str] = set()
+    for name in sorted(nodes, key=len, reverse=True):
+        place = said.find(name)
+        while place >= 0:
+            before = said[place - 1 : place]
+            after = said[place + len(name) : place + len(name) + 1]
+            if not _is_of_a_name(before) and (after == "_" or not _is_of_a_name(after)):
+                found.add(name)
+                said = said[:place] + "\0" * len(name) + said[place + len(name) :]
+            place = said.find(name, place + 1)
+    return [node for name, node in nodes.items() if name in found]
+
+
+def _is_of_a_name(letter: str) -> bool:
+    return letter.isalnum() or letter in {"_", "/", "."}

@@ -21,8 +21,8 @@ PACKAGE = "tensorrt_rtx"
 DISTRIBUTION = "tensorrt-rtx-cu12"
 EXTRA = "rtx"
 
-# Release 1.7: `ComputeCapability` has these. No Jetson (7.2, 8.7, 11.0) is among them.
-_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""What release 1.7 compiles for, by `ComputeCapability`: no Jetson (7.2, 8.7, 11.0) is there."""
 
 
 def is_installed() -> bool:
@@ -63,17 +63,18 @@ def open(engine: Engine, *, threads: int = 0) -> Session:
     Raises MissingPackageError where no NVIDIA driver loads it.
     """
     del threads
-    return open_plan(engine, PACKAGE, EXTRA)
+    session: Session = open_plan(engine, PACKAGE, EXTRA)
+    return session
 
 
 def _package_for(request: EngineRequest, compute_capability: str) -> TrtPackage:
     capability = compute_capability or str(request.target.compute_capability or "")
-    if capability not in _CAPABILITIES:
+    if capability not in CAPABILITIES:
         raise InputError(
             "TensorRT-RTX does not compile for this target",
             where=request.target.name,
             got=f"compute capability {capability or 'none'}",
-            wanted=", ".join(_CAPABILITIES),
+            wanted=", ".join(CAPABILITIES),
         )
     if not is_installed():
         raise missing_package(PACKAGE, extra=EXTRA, got=ImportError(f"no module {PACKAGE}"))

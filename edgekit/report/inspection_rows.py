@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from edgekit.engines.answers import NodeFinding
 from edgekit.models.cost import NodeSurvey
 from edgekit.models.cost.roofline import Estimate
 from edgekit.report import rows
@@ -14,6 +15,7 @@ from edgekit.values import Figure, Unknown
 
 _NAME = 34  # a longer name loses its middle: the ends tell layers apart
 _LISTED = 6
+_NODES_LISTED = 20  # all of them are in the JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,13 @@ def target_tables(view: TargetView, top: int) -> Iterator[TableRows]:
             lines=tuple((x.check, x.answer.value, x.said) for x in view.preflight.lines),
             prose="said",
         )
+        if view.preflight.nodes:
+            yield TableRows(
+                title=f"{title}nodes that it refuses, or may refuse",
+                columns=("node", "operator", "answer", "why, and what to do"),
+                lines=tuple(map(_node_row, view.preflight.nodes[:_NODES_LISTED])),
+                prose="why, and what to do",
+            )
     known = [one for one in view.estimates if not isinstance(one.latency_s, Unknown)]
     if known:
         yield TableRows(
@@ -204,6 +213,11 @@ def short(name: str, width: int = _NAME) -> str:
 def _layer(node: NodeSurvey) -> str:
     """The layer as its author called it: its largest weight's name, else the node's."""
     return short(node.weights[0].removesuffix(".weight") if node.weights else node.node)
+
+
+def _node_row(found: NodeFinding) -> tuple[str, ...]:
+    said = f"{found.check}: {found.reason}. {found.remedy}"
+    return short(found.node, 20), short(found.operator, 18), found.answer.value, said
 
 
 def _estimate_row(one: Estimate) -> tuple[str, ...]:

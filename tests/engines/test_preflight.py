@@ -65,9 +65,11 @@ def graph_file(
 def test_a_plain_model_passes_every_check(residual_path: Path) -> None:
     report = checked(residual_path)
     assert answers(report) == {
-        "precision": "passed", "opset": "passed", "operators": "passed", "Q/DQ": "passed",
+        "precision": "passed", "opset": "passed", "operators": "passed", "types": "passed",
+        "shapes": "passed", "Q/DQ": "passed",
     }  # fmt: skip
     assert report.verdict is Answer.PASSED
+    assert report.nodes == ()
 
 
 def test_hardware_without_int8_refuses_it_and_says_what_to_use(residual_path: Path) -> None:
@@ -146,6 +148,153 @@ def test_a_foreign_operator_is_unknown(tmp_path: Path) -> None:
     report = checked(path)
     assert report.verdict is Answer.UNKNOWN
     assert '"mine"' in said(report, "operators")
+
+
+def contradiction(path: Path) -> Path:
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")
+    constants = {"shape": np.array([7, 7], np.int64)}
+    return graph_file(path, [node], constants, shape=(1, 4, 8, 8))
+
+
+def suppression(path: Path) -> Path:
+    """TensorRT has NonMaxSuppression; TensorRT-RTX does not compile it on a CPU."""
+    floats, whole = TensorProto.FLOAT, TensorProto.INT64
+    nodes = [
+        helper.make_node("Relu", ["boxes"], ["b"], name="my"),
+        helper.make_node("NonMaxSuppression", ["b", "scores", "most", "overlap", "least"], ["y"],
+                         name="my suppression"),
+    ]  # fmt: skip
+    constants = {
+        "most": np.array([5], np.int64), "overlap": np.array([0.5], np.float32),
+        "least": np.array([0.1], np.float32),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("boxes", floats, [1, 20, 4]),
+         helper.make_tensor_value_info("scores", floats, [1, 2, 20])],
+        [helper.make_tensor_value_info("y", whole, ["n", 3])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+def product(path: Path, kind: type[np.floating]) -> Path:
+    weight = numpy_helper.from_array(np.full((16, 8), 0.5, kind), "w")
+    form = weight.data_type
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="layer.1"),
+        helper.make_node("MatMul", ["r", "w"], ["y"], name="layer.1/product"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", form, [4, 16])],
+        [helper.make_tensor_value_info("y", form, [4, 8])], [weight],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+def test_a_reshape_to_another_volume_is_refused_by_its_name(tmp_path: Path) -> None:
+    report = checked(contradiction(tmp_path / "bad.onnx"))
+    (found,) = report.nodes
+    assert (found.node, found.check, found.answer) == ("reshape", "shapes", Answer.REFUSED)
+    assert "[7, 7] of [1, 4, 8, 8]" in found.reason
+
+
+def test_a_batch_that_is_written_into_a_reshape_fits_that_batch_only(tmp_path: Path) -> None:
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="flat")
+    path = graph_file(tmp_path / "flat.onnx", [node], {"shape": np.array([1, 256], np.int64)})
+    assert answers(checked(path))["shapes"] == "passed"
+    report = checked(path, batch=(1, 1, 4))
+    assert answers(report)["shapes"] == "refused"
+    assert "at the largest size" in report.nodes[0].reason
+
+
+def test_sizes_that_depend_on_what_is_fed_are_unknown(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["i"], name="where"),
+        helper.make_node("Cast", ["i"], ["y"], name="cast", to=TensorProto.FLOAT),
+    ]
+    report = checked(graph_file(tmp_path / "where.onnx", nodes, {}))
+    assert [(node.node, node.check) for node in report.nodes] == [("where", "shapes")]
+    assert report.verdict is Answer.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "capability", "answer"),
+    [
+        (TensorProto.BFLOAT16, "10.3", "8.7", "passed"),
+        (TensorProto.BFLOAT16, "8.6", "8.7", "refused"),
+        (TensorProto.BFLOAT16, "10.3", "7.5", "refused"),
+        (TensorProto.UINT16, "10.3", "8.7", "refused"),
+        (TensorProto.UINT8, "10.3", "8.7", "refused"),
+        (TensorProto.DOUBLE, "10.3", "8.7", "passed"),
+        (TensorProto.FLOAT16, "8.2", "5.3", "passed"),
+    ],
+)
+def test_a_type_needs_a_version_and_a_device_that_have_it(
+    tmp_path: Path, kind: int, version: str, capability: str, answer: str
+) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["t"], name="to", to=kind),
+        helper.make_node("Identity", ["t"], ["u"], name="same"),
+        helper.make_node("Cast", ["u"], ["y"], name="back", to=TensorProto.FLOAT),
+    ]
+    path = graph_file(tmp_path / "typed.onnx", nodes, {}, opset=13)
+    typed = onnx.load(path)
+    typed.graph.value_info.append(helper.make_tensor_value_info("t", kind, None))
+    onnx.save(typed, path)
+    report = checked(path, orin_with(version, compute_capability=capability))
+    assert answers(report)["types"] == answer
+    assert {node.node for node in report.nodes} <= {"t"}
+
+
+@pytest.mark.parametrize(("version", "answer"), [("8.2", "refused"), ("8.5", "passed")])
+def test_bytes_come_in_beside_a_cast(tmp_path: Path, version: str, answer: str) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["x"], ["y"], name="cast", to=TensorProto.FLOAT)], "g",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
+    )  # fmt: skip
+    path = tmp_path / "bytes.onnx"
+    opsets = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    assert answers(checked(path, orin_with(version)))["types"] == answer
+
+
+@pytest.mark.parametrize(("version", "answer"), [("8.2", "refused"), ("8.5", "passed")])
+def test_before_8_5_a_weight_is_stored(tmp_path: Path, version: str, answer: str) -> None:
+    nodes = [
+        helper.make_node("Relu", ["w"], ["v"], name="positive"),
+        helper.make_node("Conv", ["x", "v"], ["y"], name="conv"),
+    ]
+    weight = {"w": np.ones((6, 4, 3, 3), np.float32)}
+    path = graph_file(tmp_path / "computed.onnx", nodes, weight, opset=13)
+    report = checked(path, orin_with(version))
+    assert answers(report)["operators"] == answer
+    assert [node.node for node in report.nodes] == (["conv"] if answer == "refused" else [])
+
+
+def test_every_node_that_is_refused_says_what_to_do(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dynamic"),
+        helper.make_node("Resize", ["x", "", "scales"], ["y"], name="larger", antialias=1),
+        helper.make_node("Nonsense", ["x"], ["n"], name="foreign", domain="mine"),
+    ]
+    scales = {"scales": np.array([1, 1, 2, 2], np.float32)}
+    report = checked(graph_file(tmp_path / "bad.onnx", nodes, scales, opset=18))
+    found = {node.node: node for node in report.nodes if node.check == "operators"}
+    assert {name: node.answer.value for name, node in found.items()} == {
+        "dynamic": "refused", "larger": "refused", "foreign": "unknown",
+    }  # fmt: skip
+    assert "edgekit quantize" in found["dynamic"].remedy
+    assert "without antialias" in found["larger"].remedy
+    assert "plug-in" in found["foreign"].remedy
+    stored = report.to_json()["nodes"]
+    assert all(set(node) == {"node", "operator", "check", "answer", "reason", "remedy"}
+               for node in stored)  # type: ignore[attr-defined]  # fmt: skip
 
 
 def quantized(  # one Conv with Q/DQ, and what a test makes wrong in it
@@ -284,23 +433,37 @@ class TestCompile:
         assert answers(report)["compile"] == "passed"
         assert "8.6" in said(report, "compile")
 
-    def test_a_failure_without_a_rule_of_ours_is_unknown(self, tmp_path: Path) -> None:
-        # A shape that contradicts itself: no table of operators knows of it.
-        node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")
-        path = graph_file(
-            tmp_path / "bad.onnx", [node], {"shape": np.array([7, 7], np.int64)},
-            shape=(1, 4, 8, 8),
-        )  # fmt: skip
+    def test_a_failure_without_a_rule_of_ours_is_unknown_and_names_the_node(
+        self, tmp_path: Path
+    ) -> None:
+        path = suppression(tmp_path / "nms.onnx")
         report = checked(path, compile_here=True)
+        assert answers(report)["operators"] == "passed"
         assert answers(report)["compile"] == "unknown"
-        assert report.verdict is Answer.UNKNOWN
+        assert said(report, "compile").startswith(
+            'TensorRT-RTX could not compile "my suppression":'
+        )
+        (found,) = [node for node in report.nodes if node.check == "compile"]
+        assert (found.node, found.operator) == ("my suppression", "NonMaxSuppression")
+        assert (found.answer, report.verdict) == (Answer.UNKNOWN, Answer.UNKNOWN)
+
+    def test_a_float_matmul_for_turing_is_unknown_and_in_half_it_passes(
+        self, tmp_path: Path
+    ) -> None:
+        turing = ORIN.model_copy(update={"name": "t4", "compute_capability": "7.5"})
+        for kind, answer in ((np.float32, "unknown"), (np.float16, "passed")):
+            path = product(tmp_path / "product.onnx", kind)
+            report = checked(path, turing, compile_here=True)
+            assert answers(report)["compile"] == answer, said(report, "compile")
+            named = {node.node for node in report.nodes}
+            assert named == ({"layer.1/product"} if answer == "unknown" else set())
+
+    def test_a_rule_of_ours_that_agrees_refuses(self, tmp_path: Path) -> None:
+        report = checked(contradiction(tmp_path / "bad.onnx"), compile_here=True)
+        assert answers(report)["shapes"] == answers(report)["compile"] == "refused"
 
     def test_a_failure_on_its_own_target_refuses(self, tmp_path: Path) -> None:
-        node = helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")
-        path = graph_file(
-            tmp_path / "bad.onnx", [node], {"shape": np.array([7, 7], np.int64)},
-            shape=(1, 4, 8, 8),
-        )  # fmt: skip
+        path = suppression(tmp_path / "nms.onnx")
         report = checked(path, load_target("rtx-3060"), compile_here=True)
         assert answers(report)["compile"] == "refused"
 
