@@ -156,6 +156,16 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe and the steps; make nothing.")
     ] = False,
+    recipe_only: Annotated[
+        bool,
+        typer.Option("--recipe-only", help="Write a recipe for the device, build no engine here."),
+    ] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, fp16 or int8, whatever the recipe says.")
+    ] = None,
+    dla: Annotated[
+        bool, typer.Option("--dla", help="On the first DLA core; the recipe names another.")
+    ] = False,
     trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -164,9 +174,11 @@ def build(
     from edgekit import console
     from edgekit.pipeline import build as pipeline
 
+    asked: dict[str, object] = {} if precision is None else {"precision": precision}
     request = pipeline.BuildRequest(
         recipe=recipe, targets=tuple(target or ()), out=out, rebench=rebench, strict=strict,
-        trust_pickle=trust_pickle,
+        trust_pickle=trust_pickle, recipe_only=recipe_only,
+        engine=asked | ({"dla": 0} if dla else {}),
     )  # fmt: skip
     if dry_run:
         plan = pipeline.plan(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit import files
@@ -33,7 +33,7 @@ from edgekit.pipeline.quantization import Job, dialect_of
 from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent
 from edgekit.pipeline.steps import Source, outputs_of_model
 from edgekit.pipeline.workshop import Workshop
-from edgekit.recipe import Recipe, for_target, load_recipe, resolved
+from edgekit.recipe import Recipe, for_target, load_recipe, resolved, with_engine
 from edgekit.targets import ResolvedTarget, Target, preferred_multiple, resolve_target
 
 DEFAULT_MULTIPLE = 8
@@ -43,7 +43,10 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What was asked for: a recipe, targets (the recipe's own where empty) and a place."""
+    """What was asked for: a recipe, targets (the recipe's own where empty) and a place.
+
+    `engine` are keys of [engine] that go before what the recipe says, for every target.
+    """
 
     recipe: Path
     targets: tuple[str, ...] = ()
@@ -51,6 +54,8 @@ class BuildRequest:
     rebench: bool = False
     strict: bool = False
     trust_pickle: bool = False
+    recipe_only: bool = False
+    engine: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,10 @@ def build(request: BuildRequest, *, on_event: OnEvent) -> BuildResult:
     with _alone(project.place, on_event):
         results = []
         for chain, target in _chains(workshop, project, targets, recipe):
-            result = finish_target(workshop, project, chain, target, rebench=request.rebench)
+            result = finish_target(
+                workshop, project, chain, target, rebench=request.rebench,
+                recipe_only=request.recipe_only,
+            )  # fmt: skip
             if result is not None:
                 results.append(result)
         summary = project.place / SUMMARY_FILE
@@ -104,7 +112,10 @@ def plan(request: BuildRequest) -> BuildPlan:
     """What `build` would do. Nothing is made or written. Raises as `build` does for bad input."""
     workshop, project, targets, recipe = _project(request, lambda event: None, listing=True)
     for chain, target in _chains(workshop, project, targets, recipe):
-        finish_target(workshop, project, chain, target, rebench=request.rebench)
+        finish_target(
+            workshop, project, chain, target, rebench=request.rebench,
+            recipe_only=request.recipe_only,
+        )  # fmt: skip
     return BuildPlan(
         recipe=resolved(recipe),
         steps=tuple((r.step, r.target, r.cached) for r in workshop.records),
@@ -119,7 +130,7 @@ def _project(
 
     `listing`: nothing is written, an exported model is not kept.
     """
-    recipe = load_recipe(request.recipe)
+    recipe = with_engine(load_recipe(request.recipe), request.engine)
     targets = _targets(request, recipe)
     for target in targets:
         wanted_precisions(target.target, for_target(recipe, target.target))
@@ -194,7 +205,7 @@ def _targets(request: BuildRequest, recipe: Recipe) -> list[ResolvedTarget]:
         )  # fmt: skip
     found: dict[str, ResolvedTarget] = {}
     for name in names:
-        target = resolve_target(name)
+        target = resolve_target(name, beside=recipe.folder)
         found.setdefault(target.target.name, target)
     return list(found.values())
 

@@ -14,6 +14,7 @@ from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions
+from edgekit.pipeline.hardware import no_hardware, refuse_missing_dla
 from edgekit.pipeline.steps import REPORT_FILE, Source
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe
@@ -73,11 +74,8 @@ def wanted_precisions(target: Target, recipe: Recipe) -> tuple[Precision, ...]:
     Raises InputError where the target has no hardware for the one that was asked for, or no DLA.
     """
     asked = recipe.engine.precision
-    if recipe.engine.dla is not None and recipe.engine.dla >= target.dla.cores:
-        raise InputError(
-            f"{target.title} has no DLA core {recipe.engine.dla}", where="engine.dla",
-            got=f"{target.dla.cores} DLA cores", hint="Take engine.dla out of the recipe.",
-        )  # fmt: skip
+    if recipe.engine.dla is not None:
+        refuse_missing_dla(target, recipe.engine.dla)
     if recipe.engine.streams > 1:
         raise InputError(
             "engines are built and measured for one stream so far", where="engine.streams",
@@ -90,27 +88,27 @@ def wanted_precisions(target: Target, recipe: Recipe) -> tuple[Precision, ...]:
             return tuple(p for p in offered if p != "fp16")
         return (offered[0],)
     if asked not in target.precisions:
-        raise InputError(
-            f"{target.title} has no {asked.upper()} hardware",
-            where=f"engine.precision for {target.name}",
-            got=asked, wanted=", ".join(("auto", *target.precisions)),
-        )  # fmt: skip
+        raise no_hardware(target, asked)
     return (asked,)
 
 
 def candidate_of(
-    workshop: Workshop, project: Project, chain: Chain, target: Target, precision: Precision
-) -> Candidate:
-    """Makes the engine of a precision and verifies it against the original."""
+    workshop: Workshop, project: Project, chain: Chain, target: Target, precision: Precision,
+    *, handed_over: bool = False,
+) -> Candidate:  # fmt: skip
+    """Makes the engine of a precision and verifies it against the original.
+
+    With `handed_over` a device makes the engine: its graph is verified, with none of our kernels.
+    """
     source = chain.floating
     if precision == "int8":
         assert chain.quantized is not None
         source = chain.quantized
     elif precision == "fp16" and chain.half is not None:
         source = chain.half
-    here = target.runtime.build == "here"
+    here = target.runtime.build == "here" and not handed_over
     engine = None
-    if target.runtime.build != "device":
+    if target.runtime.build != "device" and not handed_over:
         engine = engine_step(workshop, chain.recipe, target, precision, project, source)
         workshop.do(engine, target=target.name, describe=_describe_engine)
     verified = _verify(workshop, project, target, source, emulated=not here)

@@ -9,19 +9,24 @@ from edgekit.pipeline.candidates import (
     engine_step,
     wanted_precisions,
 )
+from edgekit.pipeline.handed_over import finish_device
 from edgekit.pipeline.measured import finish_here
 from edgekit.pipeline.result import TargetResult
-from edgekit.pipeline.unmeasured import finish_device, finish_elsewhere
+from edgekit.pipeline.unmeasured import finish_elsewhere
 from edgekit.pipeline.workshop import Workshop
 from edgekit.targets import ResolvedTarget
 
 
 def finish_target(
-    workshop: Workshop, project: Project, chain: Chain, resolved: ResolvedTarget, *, rebench: bool
-) -> TargetResult | None:
-    """The target's engines, numbers and verdict, published in its folder; None while listing."""
+    workshop: Workshop, project: Project, chain: Chain, resolved: ResolvedTarget, *, rebench: bool,
+    recipe_only: bool = False,
+) -> TargetResult | None:  # fmt: skip
+    """The target's engines, numbers and verdict, published in its folder; None while listing.
+
+    With `recipe_only`, a recipe for the device instead, also where it could be built here.
+    """
     target = resolved.target
-    if target.runtime.build == "device":
+    if target.runtime.build == "device" or recipe_only:
         return finish_device(workshop, project, chain, resolved)
     candidates = [
         candidate_of(workshop, project, chain, target, precision)

@@ -1,0 +1,194 @@
+"""The parts of build.sh that depend on the model, and on which versions of trtexec it is for."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from edgekit.engines.trtexec_flags import (
+    GENERATIONS,
+    TIMING_CACHE_FILE,
+    Run,
+    answer_arguments,
+    generation_of,
+    measure_arguments,
+    profile_arguments,
+)
+
+RESULTS_FOLDER = "results"
+ENGINE_FILE = "model.engine"
+
+_MOST_ROUNDS = 5  # a round starts trtexec anew, which takes seconds before it measures
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptBuild:
+    """trtexec's arguments to build with one version of TensorRT."""
+
+    version: str
+    jetpack: str
+    arguments: Sequence[str]
+
+
+def answer_name(batch: int) -> str:
+    """The outputs of a golden batch, as trtexec exports them; the log has `.log` for `.json`."""
+    return f"answer-{batch}.json"
+
+
+def times_name(turn: int) -> str:
+    """The times of a round's queries; the log has `.log` for `.json`."""
+    return f"times-{turn}.json"
+
+
+def rounds_of(rounds: int) -> int:
+    """How many rounds trtexec takes where a recipe asks for so many."""
+    return min(rounds, _MOST_ROUNDS)
+
+
+Fitting = tuple[ScriptBuild, int, int]
+"""A build with the TensorRT versions that it is for, as numbers: from, and below."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """How long to measure in all, in how many rounds, and how long to warm up in each."""
+
+    seconds: float
+    rounds: int
+    warmup_seconds: float
+
+
+def generations_of(builds: Sequence[ScriptBuild]) -> list[Fitting]:
+    """Each build with the TensorRT versions that it is for; the first for each generation."""
+    found: list[Fitting] = []
+    for build in builds:
+        place = GENERATIONS.index(generation_of(build.version))
+        later = GENERATIONS[place + 1 :]
+        least = GENERATIONS[place].since
+        above = later[0].since if later else (1000, 0)
+        if all(earlier != _number(least) for _, earlier, _ in found):
+            found.append((build, _number(least), _number(above)))
+    return found
+
+
+def _number(version: tuple[int, int]) -> int:
+    return version[0] * 10000 + version[1] * 100
+
+
+def build_choice(generations: Sequence[Fitting], known: str) -> str:
+    """A function `build` for the TensorRT that is here, and `version` for what follows."""
+    parts: list[str] = []
+    for place, (build, least, above) in enumerate(generations):
+        word = "elif" if parts else "if"
+        of = f"JetPack {build.jetpack}, " if build.jetpack else ""
+        command = _command('run "$results/build.log" "$trtexec"', _into_results(build.arguments))
+        parts.append(
+            f'{word} [ "$number" -ge {least} ] && [ "$number" -lt {above} ]; then\n'
+            f"    version={place}\n"
+            f"    # {of}TensorRT {build.version}\n"
+            f"    build() {{\n{_indented(command, 8)}\n    }}\n"
+        )
+    wanted = generations[0][0].version
+    return (
+        'if [ "$number" -eq 0 ]; then\n'
+        f'    say "trtexec does not say its version: taken for TensorRT {wanted}"\n'
+        f"    number={_number_of(wanted)}\n"
+        "fi\n" + "".join(parts) + "else\n"
+        f'    say "this recipe has settings for TensorRT {known}; here is $banner"\n'
+        "    exit 2\nfi\n"
+    )
+
+
+def _number_of(version: str) -> int:
+    major, minor = (int(part) for part in [*version.split("."), "0"][:2])
+    return _number((major, minor))
+
+
+def _into_results(arguments: Sequence[str]) -> list[str]:
+    moved = {
+        "--saveEngine=": f"{RESULTS_FOLDER}/{ENGINE_FILE}.partial",
+        "--timingCacheFile=": f"{RESULTS_FOLDER}/{TIMING_CACHE_FILE}",
+    }
+    found = []
+    for argument in arguments:
+        option = next((option for option in moved if argument.startswith(option)), "")
+        found.append(f"{option}{moved[option]}" if option else argument)
+    return found
+
+
+def answers(runs: Sequence[Run], generations: Sequence[Fitting]) -> str:
+    """Runs every golden batch once, each where its answer is not there yet."""
+    parts = []
+    for k, run in enumerate(runs):
+        place = f"{RESULTS_FOLDER}/{answer_name(k)}"
+        log = place.replace(".json", ".log")
+
+        def command(version: str, run: Run = run, place: str = place, log: str = log) -> str:
+            arguments = answer_arguments(
+                _here(run), version=version, output=place.replace(".json", ".partial")
+            )
+            return _command(f'run {log} "$trtexec"', arguments)
+
+        parts.append(
+            f"if [ ! -s {place} ]; then\n"
+            f'    say "golden inputs, batch {k + 1} of {len(runs)}"\n'
+            f"{_indented(_by_version(generations, command), 4)}"
+            f"    mv -f {place.replace('.json', '.partial')} {place}\n"
+            "fi\n"
+        )
+    return "".join(parts)
+
+
+def measures(run: Run, generations: Sequence[Fitting], times: Times) -> str:
+    """Measures in rounds, each a run of its own, then looks at the layers."""
+    rounds = rounds_of(times.rounds)
+
+    def command(version: str) -> str:
+        arguments = measure_arguments(
+            _here(run), version=version, seconds=math.ceil(times.seconds / rounds),
+            warmup_seconds=times.warmup_seconds, times="TIMES",
+        )  # fmt: skip
+        return _command('measured "times-$turn" "$trtexec"', arguments).replace(
+            "--exportTimes=TIMES", '--exportTimes="$results/times-$turn.partial"'
+        )
+
+    def layers(version: str) -> str:
+        arguments = profile_arguments(
+            _here(run), version=version, profile=f"{RESULTS_FOLDER}/profile.json",
+            layers=f"{RESULTS_FOLDER}/layers.json",
+        )  # fmt: skip
+        return _command('start "$results/profile.log" "$trtexec"', arguments)
+
+    turns = " ".join(str(turn) for turn in range(rounds))
+    return (
+        f"for turn in {turns}; do\n"
+        f'    say "measuring, round $((turn + 1)) of {rounds}"\n'
+        f"{_indented(_by_version(generations, command), 4)}"
+        "done\n\n"
+        "# Times of layers are for people: a version that cannot tell them is no failure.\n"
+        f"{_by_version(generations, layers)}"
+        '[ "$code" -eq 0 ] || say "no times of layers: see $log"\n'
+    )
+
+
+def _here(run: Run) -> Run:
+    return replace(run, engine=f"{RESULTS_FOLDER}/{ENGINE_FILE}")
+
+
+def _by_version(generations: Sequence[Fitting], command: Callable[[str], str]) -> str:
+    """The command of the version that is here; one for all where they do not differ."""
+    texts = [command(build.version) for build, _, _ in generations]
+    if len(set(texts)) == 1:
+        return f"{texts[0]}\n"
+    cases = "".join(f"{k})\n{_indented(text, 4)}\n    ;;\n" for k, text in enumerate(texts))
+    return f'case "$version" in\n{cases}esac\n'
+
+
+def _command(first: str, arguments: Sequence[str]) -> str:
+    return " \\\n    ".join([first, *(shlex.quote(argument) for argument in arguments)])
+
+
+def _indented(text: str, spaces: int) -> str:
+    return "".join(f"{' ' * spaces}{line}" for line in text.splitlines(keepends=True))
