@@ -227,11 +227,13 @@ def init(
 
 @verb
 def targets(
-    name: Annotated[str | None, typer.Argument(help="One profile, in full.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One, in full; NAME@6.0: with that JetPack.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """List the device profiles, and the one that this machine is."""
+    """List the device profiles, and those that this machine is; or explain one."""
     from edgekit import console
     from edgekit.report import profiles
 
@@ -239,8 +241,8 @@ def targets(
         listing = profiles.listing()
         console.print_json(listing.to_json()) if as_json else console.show_targets(listing)
     else:
-        profile = profiles.profile(name)
-        console.print_json(profile) if as_json else console.show_document(profile)
+        view = profiles.profile(name)
+        console.print_json(view.to_json()) if as_json else console.show_profile(view)
     return 0
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # a verb loads what it needs; drawing an error needs none of 
     from edgekit.pipeline.build import BuildPlan
     from edgekit.pipeline.linting import LintResult
     from edgekit.report.inspection import Inspection
-    from edgekit.report.profiles import Listing
+    from edgekit.report.profiles import Listing, ProfileView
 from edgekit.values import Check, Verdict
 
 _COLOURS = {"pass": "green", "fail": "red", "invalid": "red", "inconclusive": "yellow",
@@ -149,10 +149,23 @@ def show_plan(plan: BuildPlan) -> None:
 
 
 def show_targets(listing: Listing) -> None:
-    """Draws the profiles; the one that this machine is has a star."""
-    columns = ("target", "device", "precisions", "runtime", "engine built")
-    show_table(columns, listing.rows())
-    say(f"  * this machine: {listing.evidence}")
+    """Draws the profiles; those that this machine is have a star."""
+    columns = ("target", "device", "beside FP32", "runtime")
+    show_table(columns, listing.rows(), prose="device")
+    for note in listing.notes():
+        say(f"  {note}")
+
+
+def show_profile(view: ProfileView) -> None:
+    """Draws one target: what it is, its figures and where they are from."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in [*view.heading(), *view.rows()]:
+        grid.add_row(key, Text(value))
+    err.print(grid)
+    for number, source in enumerate(view.sources(), 1):
+        err.print(Text(f"  [{number}] {source}", style="dim"), soft_wrap=True)
 
 
 def show_examination(found: Examination) -> None:

@@ -168,7 +168,7 @@ def _member(family: str, jetpack: str, root: Path, beside: Path | None) -> Resol
             target=target, note=f'"{family}" means {target.title}: this machine is no {family}'
         )
     if not machine.target:
-        members = [target.name for target in _shipped() if target.family == family]
+        members = machine.near or [t.name for t in _shipped() if t.family == family]
         raise InputError(
             f"there is no profile of the {family} module that this machine is",
             got=machine.evidence, wanted=", ".join(members),

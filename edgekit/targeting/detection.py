@@ -31,7 +31,8 @@ class Machine:
     `target` is the one to build for where nothing else is said: the Jetson that it is, else "cpu".
     It is empty on a Jetson that no profile describes; `family` is known even then. `seen` are all
     that it is: a machine with a graphics card is a target by its processor and by the card.
-    `jetpack` is empty where it is no Jetson or its release is not known.
+    `jetpack` is empty where it is no Jetson or its release is not known. `near`: where no profile
+    describes it, the targets with its chip. `unknown`: graphics cards that no profile describes.
     """
 
     target: str
@@ -39,6 +40,8 @@ class Machine:
     evidence: str
     seen: tuple[Seen, ...] = ()
     jetpack: str = ""
+    near: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 def recognise(targets: Sequence[Target], *, root: Path, gpus: Sequence[Gpu]) -> Machine:
@@ -47,17 +50,13 @@ def recognise(targets: Sequence[Target], *, root: Path, gpus: Sequence[Gpu]) -> 
     if board.is_tegra(root):
         return _jetson(targets, root, processor)
     cards = tuple(_cards(targets, gpus))
-    said = [f"{platform.system()} on {platform.machine()}"]
-    said += [seen.evidence for seen in (*processor, *cards) if seen.evidence not in said]
-    said += [
-        f"{gpu.name}, compute capability {gpu.compute_capability}: no profile"
-        for gpu in gpus
-        if not any(_is_card(target, gpu) for target in targets)
-    ]
-    cpu = Seen(target="cpu", evidence=said[0])
+    unknown = tuple(_card(gpu) for gpu in gpus if not any(_is_card(t, gpu) for t in targets))
+    cpu = Seen(target="cpu", evidence=f"{platform.system()} on {platform.machine()}")
+    seen = (cpu, *processor, *cards)
     return Machine(
-        target="cpu", family="cpu", evidence="; ".join(said), seen=(cpu, *processor, *cards)
-    )
+        target="cpu", family="cpu", seen=seen, unknown=unknown,
+        evidence="; ".join([*dict.fromkeys(one.evidence for one in seen), *unknown]),
+    )  # fmt: skip
 
 
 def _jetson(targets: Sequence[Target], root: Path, processor: tuple[Seen, ...]) -> Machine:
@@ -76,9 +75,11 @@ def _jetson(targets: Sequence[Target], root: Path, processor: tuple[Seen, ...]) 
                 )  # fmt: skip
     known = numbers or board.device_tree_strings("compatible", root)
     said = ", ".join([model, *known, *release])
+    chip = board.soc_name(root)
     return Machine(
-        target="", family="jetson", evidence=said, jetpack=jetpack, seen=(cpu, *processor)
-    )
+        target="", family="jetson", evidence=said, jetpack=jetpack, seen=(cpu, *processor),
+        near=tuple(target.name for target in targets if chip and target.identity.soc == chip),
+    )  # fmt: skip
 
 
 def _processors(targets: Sequence[Target], root: Path) -> Iterator[Seen]:
@@ -99,8 +100,11 @@ def _cards(targets: Sequence[Target], gpus: Sequence[Gpu]) -> Iterator[Seen]:
     for gpu in gpus:
         for target in targets:
             if _is_card(target, gpu):
-                said = f"{gpu.name}, compute capability {gpu.compute_capability}"
-                yield Seen(target=target.name, evidence=f"{said}, driver {gpu.driver}")
+                yield Seen(target=target.name, evidence=_card(gpu))
+
+
+def _card(gpu: Gpu) -> str:
+    return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver}"
 
 
 def _is_card(target: Target, gpu: Gpu) -> bool:

@@ -42,7 +42,8 @@ def layer_of(document: Mapping[str, Any]) -> Layer:
     if isinstance(said, Mapping) and all(isinstance(text, str) for text in said.values()):
         del values["sources"]
         for key, text in sorted(said.items(), key=lambda item: len(item[0])):  # the nearer wins
-            sources |= {place: text for place in _covered(key, places)}
+            for place in _covered(key, places):
+                sources[place] = text
     if isinstance(marked, list) and all(isinstance(key, str) for key in marked):
         del values["unverified"]
         unverified = {place for key in marked for place in _covered(key, places)}
