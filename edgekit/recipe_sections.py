@@ -393,7 +393,8 @@ class EngineSection(Section):
     """How an engine is built. `auto`: INT8 where the target has it; on a target that is measured
     here, the fastest that keeps the accuracy which the gate asks for. The limits of memory and
     time are for the process that builds. `refit` keeps an engine's weights exchangeable, `strip`
-    leaves them out of the plan."""
+    leaves them out of the plan. `search_s` lets a CPU's runtime measure the settings of its session
+    for so long; equal builds may then find other settings."""
 
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     batch: BatchRange = BatchRange()
@@ -408,6 +409,7 @@ class EngineSection(Section):
     max_dla_fallbacks: int | None = Field(default=None, ge=0)
     refit: bool = False
     strip: bool = False
+    search_s: float = Field(default=0.0, ge=0, le=600, allow_inf_nan=False)
 
 
 class GateSection(Section):

@@ -74,6 +74,7 @@ def lasting_conditions(arm: Arm, arms: Sequence[Arm], plan: Plan) -> dict[str, s
         "runtime": f"{arm.engine.runtime} {runtime.installed_version()}",
         "batch": str(arm.batch),
         "threads": str(threads or machine.physical_cores(cpus)),
+        "settings": " ".join(f"{k}={v}" for k, v in sorted(arm.engine.settings.items())),
         "plan": f"{plan.rounds} rounds, {plan.seconds:g} s, warm-up {plan.warmup_seconds:g} s",
         "beside": " ".join(other.engine.sha256 for other in arms if other is not arm),
         "host": platform.node(),

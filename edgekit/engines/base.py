@@ -60,7 +60,8 @@ class BuilderOptions:
     "flags" leaves what is not quantized to the builder, "auto" is the first where the graph is
     typed for it. `refit` keeps the weights exchangeable, `strip` leaves them out of the plan.
     `max_dla_fallbacks` is how many layers may run on the GPU though a DLA was asked for.
-    `timing_cache` is a folder that outlives the build.
+    `timing_cache` is a folder that outlives the build. `search_s` is how long a CPU's runtime may
+    measure settings of its session; 0 takes the defaults, and equal builds are equal.
     """
 
     memory_cap_bytes: int | None = None
@@ -71,6 +72,7 @@ class BuilderOptions:
     optimization_level: int | None = None
     max_dla_fallbacks: int | None = None
     timing_cache: Path | None = None
+    search_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,6 +186,7 @@ def engine_request(
             strip=options.strip,
             optimization_level=options.optimization_level,
             max_dla_fallbacks=options.max_dla_fallbacks,
+            search_s=options.search_s,
         ),
     )
 
@@ -206,6 +207,7 @@ def request_key(request: EngineRequest, source: Source) -> dict[str, object]:
             request.builder.strip,
             request.builder.optimization_level,
             request.builder.max_dla_fallbacks,
+            request.builder.search_s,
         ],
         "threads": request.threads,
         "versions": versions(_PACKAGES),
