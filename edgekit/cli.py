@@ -160,6 +160,19 @@ def build(
         bool,
         typer.Option("--recipe-only", help="Write a recipe for the device, build no engine here."),
     ] = False,
+    from_recipe: Annotated[
+        Path | None,
+        typer.Option("--from", help="A device recipe: build, verify, measure and gate its engine."),
+    ] = None,
+    via: Annotated[
+        str, typer.Option(help="With --from: where its trtexec is, such as 'ssh user@device'.")
+    ] = "",
+    results: Annotated[
+        Path | None, typer.Option(help="With --from: what its build.sh left on the device.")
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=1, help="With --from: seconds, at most.")
+    ] = 7200.0,
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, fp16 or int8, whatever the recipe says.")
     ] = None,
@@ -172,6 +185,18 @@ def build(
 ) -> int:
     """Take a recipe's model the whole way, for one target or several."""
     from edgekit import console
+
+    if from_recipe is not None or via or results is not None:
+        from edgekit.pipeline import from_recipe as device
+
+        wanted = device.FromRequest(
+            folder=from_recipe, out=out, via=via, results=results, rebench=rebench, strict=strict,
+            time_limit_s=time_limit,
+        )  # fmt: skip
+        with console.build_progress() as on_event:
+            result = device.build_from(wanted, on_event=on_event)
+        console.print_json(result.to_json()) if as_json else console.show_build(result)
+        return result.exit_code
     from edgekit.pipeline import build as pipeline
 
     asked: dict[str, object] = {} if precision is None else {"precision": precision}

@@ -49,6 +49,10 @@ RULES: Mapping[str, Rule] = {
     "min_agreement": Rule(figure="agreement", at_least=True, measured=False),
     "min_sqnr_db": Rule(figure="sqnr_db", at_least=True, measured=False),
     "min_int8_share": Rule(figure="int8_share", at_least=True, measured=False),
+    # An engine that a device built answers golden inputs as the model does.
+    "max_golden_error": Rule(figure="golden_error", at_least=False, measured=False),
+    "min_golden_cosine": Rule(figure="golden_cosine", at_least=True, measured=False),
+    "min_golden_top1": Rule(figure="golden_top1", at_least=True, measured=False),
 }
 
 WORST_FIRST = (

@@ -96,13 +96,14 @@ class DeviceRecipe:
     stamp: str
     dla_core: int | None
     workspace_bytes: int | None
+    threads: int
 
     def request(self) -> EngineRequest:
         """What a runtime on the device is asked for."""
         return EngineRequest(
             model_path=self.folder / MODEL_FILE, name=self.name, target=self.target,
             precision=self.precision, shapes=self.extents, workspace_bytes=self.workspace_bytes,
-            dla_core=self.dla_core, sample=self.golden[0].inputs,
+            dla_core=self.dla_core, threads=self.threads, sample=self.golden[0].inputs,
         )  # fmt: skip
 
 
@@ -190,6 +191,7 @@ def _from_json(folder: Path, stored: Mapping[str, Any]) -> DeviceRecipe:
         stamp=stored["stamp"],
         dla_core=stored["dla_core"],
         workspace_bytes=stored["workspace_bytes"],
+        threads=stored["threads"],
     )
 
 

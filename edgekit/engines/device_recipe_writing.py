@@ -79,6 +79,7 @@ def write_device_recipe(
         "bench": asdict(bench),
         "dla_core": request.dla_core,
         "workspace_bytes": workspace_bytes(request),
+        "threads": request.threads,
     }
     stamp = digest_of([digests, settings])
     if has_trtexec(request.target):

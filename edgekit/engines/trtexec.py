@@ -20,6 +20,9 @@ from edgekit.engines.trtexec_script import SCRIPT_FILE
 from edgekit.engines.trtexec_script_parts import RESULTS_FOLDER
 from edgekit.errors import EdgekitError, InputError, MissingPackageError, ResourceError
 
+GPUS_FILE = "gpus"
+"""What nvidia-smi says of the device's GPUs, among its own files."""
+
 # build.sh's own exit codes.
 _NO_TRTEXEC, _NOT_RIGHT = 5, 2
 
@@ -77,7 +80,9 @@ def device_root(shell: Shell, folder: Path) -> Path:
     script = (
         f"rm -rf {place} && mkdir -p {place}/root && cd / && for f in {listed}; do "
         f'if [ -r "$f" ]; then mkdir -p {place}/root/"${{f%/*}}" && '
-        f'cat "$f" >{place}/root/"$f"; fi; done; uname -m >{place}/root/machine'
+        f'cat "$f" >{place}/root/"$f"; fi; done; uname -m >{place}/root/machine; '
+        "nvidia-smi --query-gpu=name,compute_cap,driver_version --format=csv,noheader "
+        f">{place}/root/{GPUS_FILE} 2>/dev/null || true"
     )
     ended = shells.run(shell, script, limit_s=60.0, what="the look at the device")
     if ended.code:

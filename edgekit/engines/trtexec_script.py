@@ -154,6 +154,11 @@ for file in /proc/device-tree/model /proc/device-tree/compatible \\
         cat "$file" >"$results/root$file" 2>/dev/null || true
     fi
 done
+if command -v nvidia-smi >/dev/null 2>&1; then
+    mkdir -p "$results/root"
+    nvidia-smi --query-gpu=name,compute_cap,driver_version --format=csv,noheader \\
+        >"$results/root/gpus" 2>/dev/null || true
+fi
 {{
     echo "machine: $(uname -m)"
     echo "system: $(uname -sr)"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgekit import gate
 from edgekit.data.batches import Batches
 from edgekit.engines import onnxruntime
 from edgekit.engines.device_recipe import GoldenBatch, Tolerance
@@ -14,11 +15,8 @@ from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.values import (
     Array,
-    Check,
     Figure,
     Unknown,
-    Verdict,
-    figure_from_json,
     figure_to_json,
     run,
 )
@@ -48,17 +46,6 @@ class GoldenReport:
             "top1": figure_to_json(self.top1), "samples": self.samples,
             "farthest": self.farthest,
         }  # fmt: skip
-
-
-def report_from_json(stored: Mapping[str, object]) -> GoldenReport:
-    """What `to_json` made."""
-    return GoldenReport(
-        relative_error=float(stored["relative_error"]),  # type: ignore[arg-type]
-        cosine=float(stored["cosine"]),  # type: ignore[arg-type]
-        top1=figure_from_json(stored["top1"]),
-        samples=int(stored["samples"]),  # type: ignore[call-overload]
-        farthest=str(stored["farthest"]),
-    )
 
 
 def golden_batches(
@@ -139,24 +126,21 @@ def _cosine(a: Array, b: Array) -> float:
     return float(np.dot(a, b)) / lengths
 
 
-def golden_checks(report: GoldenReport, tolerance: Tolerance) -> tuple[Check, ...]:
-    """A line for each figure that there is: the engine computes what the model does, or not."""
-    rows: list[tuple[str, float, Figure, bool]] = [
-        ("golden_error", tolerance.max_relative_error, report.relative_error, False),
-        ("golden_cosine", tolerance.min_cosine, report.cosine, True),
-        ("golden_top1", tolerance.min_top1, report.top1, True),
-    ]
-    found = []
-    for name, limit, value, at_least in rows:
-        if isinstance(value, Unknown):
-            continue
-        kept = value >= limit if at_least else value <= limit
-        side = "at least" if at_least else "at most"
-        found.append(
-            Check(
-                name=name, limit=limit, value=value, interval=None,
-                verdict=Verdict.PASS if kept else Verdict.FAIL,
-                because=f"{side} the limit" if kept else f"not {side} the limit",
-            )
-        )  # fmt: skip
-    return tuple(found)
+def golden_limits(report: GoldenReport, tolerance: Tolerance) -> dict[str, float]:
+    """The gate's limits on the figures that there are: the engine computes what the model does."""
+    limits = {
+        "max_golden_error": tolerance.max_relative_error,
+        "min_golden_cosine": tolerance.min_cosine,
+    }
+    if not isinstance(report.top1, Unknown):
+        limits["min_golden_top1"] = tolerance.min_top1
+    return limits
+
+
+def golden_estimates(report: GoldenReport) -> dict[str, gate.Estimate]:
+    """The figures as the gate sees them: exact, on these inputs."""
+    found: dict[str, Figure] = {
+        "golden_error": report.relative_error, "golden_cosine": report.cosine,
+        "golden_top1": report.top1,
+    }  # fmt: skip
+    return {name: gate.Estimate(value=value) for name, value in found.items()}

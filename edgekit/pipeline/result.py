@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgekit.gate import check_to_json
-from edgekit.values import Check, Figure, Verdict, figure_to_json
+from edgekit.values import Check, Figure, Verdict, figure_from_json, figure_to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,13 @@ class Facts:
             )
         }  # fmt: skip
         return {"what": self.what, **figures, "memory_is": self.memory_is}
+
+
+def facts_from_json(stored: Mapping[str, Any]) -> Facts:
+    """What `Facts.to_json` made."""
+    words = {name: str(stored[name]) for name in ("what", "memory_is")}
+    figures = {n: figure_from_json(value) for n, value in stored.items() if n not in words}
+    return Facts(**words, **figures)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

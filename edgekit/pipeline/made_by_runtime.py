@@ -1,0 +1,155 @@
+"""A device recipe made by a runtime's Python package on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.bench import statistics
+from edgekit.bench.measurement import (
+    age_s,
+    load_measurements,
+    same_conditions,
+    save_measurements,
+)
+from edgekit.bench.runner import measure_side_by_side
+from edgekit.bench.workload import Arm, Plan, lasting_conditions
+from edgekit.engines.base import Engine, load_engine, runtime_module
+from edgekit.engines.device_recipe import DeviceRecipe, refuse_other_version
+from edgekit.engines.here import facts_here
+from edgekit.pipeline.cache import Step, key_of
+from edgekit.pipeline.golden import GoldenReport, compare
+from edgekit.pipeline.made import WRONG_ANSWERS, Made, RunOptions, answers_hold
+from edgekit.pipeline.recognised import Recognised
+from edgekit.pipeline.result import StepEvent
+from edgekit.pipeline.workshop import Workshop
+from edgekit.values import Array, Measurement, run
+
+_TIMING_FOLDER = "timing"
+
+
+def made_by_runtime(
+    recipe: DeviceRecipe, workshop: Workshop, seen: Recognised, options: RunOptions
+) -> Made:
+    """Builds the engine, asks it for the golden answers, and measures it.
+
+    On a machine that is not the target the engine is built, where that can be, and not run.
+    Raises as the runtime's `build` and `open` do.
+    """
+    runtime = recipe.target.runtime.name
+    version = runtime_module(runtime).installed_version()
+    if runtime == "tensorrt" and version[:1].isdecimal():
+        refuse_other_version(recipe, version)
+    step = _engine_step(recipe, workshop, version, options)
+    workshop.do(step, target=recipe.target.name, describe=_describe)
+    place = workshop.cache.entry(step)
+    engine = load_engine(place)
+
+    def write(folder: Path) -> Engine:
+        shutil.copytree(place, folder)
+        return load_engine(folder)
+
+    if not seen.is_target:
+        return Made(
+            write=write, golden=None, measurement=None, why_not=seen.note, notes=(seen.note,)
+        )
+    golden = _answers(recipe, engine, workshop)
+    measurement = None
+    if answers_hold(recipe, golden):
+        measurement = _measured(recipe, engine, workshop, options)
+    return Made(
+        write=write, golden=golden, measurement=measurement,
+        why_not="" if measurement is not None else WRONG_ANSWERS, notes=(seen.note,),
+    )  # fmt: skip
+
+
+def _engine_step(
+    recipe: DeviceRecipe, workshop: Workshop, version: str, options: RunOptions
+) -> Step:
+    target = recipe.target
+    request = recipe.request()
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        tell = workshop.progress_of("engine", target.name)
+        tell(0.0, recipe.precision)
+        told = replace(
+            request,
+            on_progress=lambda fraction, said: tell(fraction, f"{recipe.precision}: {said}"),
+            builder=replace(
+                request.builder, timing_cache=workshop.cache.folder / _TIMING_FOLDER,
+                time_limit_s=options.time_limit_s,
+            ),
+        )  # fmt: skip
+        runtime_module(target.runtime.name).build(told, folder)
+
+    facts = {k: v for k, v in facts_here().items() if k not in ("power_mode", "cores")}
+    key = key_of("device-engine", stamp=recipe.stamp, version=version, machine=facts)
+    return Step(name="engine", key=key, make=make)
+
+
+def _describe(folder: Path) -> str:
+    engine = load_engine(folder)
+    return f"{engine.precision}, {engine.file_bytes / 1e3:,.0f} kB"
+
+
+def _answers(recipe: DeviceRecipe, engine: Engine, workshop: Workshop) -> GoldenReport:
+    begun, name = time.monotonic(), recipe.target.name
+    workshop.on_event(StepEvent(step="golden", target=name, state="started"))
+    with runtime_module(engine.runtime).open(engine) as session:
+        answers = [
+            {key: np.array(array) for key, array in run(session, one.inputs).items()}
+            for one in recipe.golden
+        ]
+    report = compare(recipe.golden, answers, recipe.samples)
+    said = f"relative error {report.relative_error:.2g}, cosine {report.cosine:.6f}"
+    workshop.on_event(StepEvent(step="golden", target=name, state="done", said=said))
+    workshop.note("golden", name, cached=False, seconds=time.monotonic() - begun, said=said)
+    return report
+
+
+def _measured(
+    recipe: DeviceRecipe, engine: Engine, workshop: Workshop, options: RunOptions
+) -> Measurement:
+    """A measurement of this engine under these conditions: an earlier one that stands, or anew."""
+    plan = Plan(
+        seconds=recipe.bench.seconds, rounds=recipe.bench.rounds,
+        warmup_seconds=recipe.bench.warmup_seconds,
+    )  # fmt: skip
+    arm = Arm(
+        name=recipe.precision, engine=engine, inputs=_samples(recipe), batch=recipe.batch,
+        threads=recipe.threads,
+    )  # fmt: skip
+    name, max_age = recipe.target.name, float(recipe.judging["evidence"]["max_age_s"])
+    key = key_of("measurement", engine=engine.sha256, stamp=recipe.stamp)
+    path = workshop.cache.folder / "measurements" / f"{key}.json"
+    if path.is_file() and not options.rebench:
+        (stored,) = load_measurements(path)
+        fresh = 0 <= age_s(stored, time.time()) <= max_age
+        if fresh and same_conditions(stored.conditions, lasting_conditions(arm, [arm], plan)):
+            said = f"taken {age_s(stored, time.time()):.0f} s ago"
+            workshop.on_event(StepEvent(step="bench", target=name, state="cached", said=said))
+            workshop.note("bench", name, cached=True, seconds=0.0, said=said)
+            return stored
+    begun = time.monotonic()
+    workshop.on_event(StepEvent(step="bench", target=name, state="started"))
+    (measured,) = measure_side_by_side(
+        [arm], seconds=plan.seconds, rounds=plan.rounds, warmup_seconds=plan.warmup_seconds,
+        on_progress=workshop.progress_of("bench", name),
+    )  # fmt: skip
+    save_measurements([measured], path)
+    said = f"{statistics.fps(measured).value:,.0f} FPS"
+    workshop.on_event(StepEvent(step="bench", target=name, state="done", said=said))
+    workshop.note("bench", name, cached=False, seconds=time.monotonic() - begun, said=said)
+    return measured
+
+
+def _samples(recipe: DeviceRecipe) -> dict[str, Array]:
+    """The golden inputs, one after the other; what fills up the last batch left out."""
+    names = recipe.golden[0].inputs
+    joined = {n: np.concatenate([one.inputs[n] for one in recipe.golden]) for n in names}
+    return {name: array[: recipe.samples] for name, array in joined.items()}

@@ -1,0 +1,117 @@
+"""A device recipe made by trtexec, here or over a command prefix, or by hand with build.sh."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from edgekit import board, gate
+from edgekit.bench import statistics
+from edgekit.engines.device_recipe import DeviceRecipe, refuse_other_version
+from edgekit.engines.shells import Shell
+from edgekit.engines.trtexec import GPUS_FILE, device_root, run_recipe
+from edgekit.engines.trtexec_results import DeviceRun, device_engine, read_results
+from edgekit.engines.trtexec_script_parts import RESULTS_FOLDER
+from edgekit.pipeline.golden import compare
+from edgekit.pipeline.made import WRONG_ANSWERS, Made, answers_hold
+from edgekit.pipeline.recognised import Recognised, recognise_device
+from edgekit.pipeline.result import StepEvent
+from edgekit.pipeline.workshop import Workshop
+from edgekit.values import Measurement, Unknown
+
+_MEMORY_IS = "fall of what is available"
+
+
+def made_by_trtexec(
+    recipe: DeviceRecipe, shell: Shell, workshop: Workshop, time_limit_s: float
+) -> Made:
+    """Runs the recipe's build.sh where the shell leads, and reads what it leaves.
+
+    Raises as `run_recipe` and `read_results` do, and InputError where the device is another one.
+    """
+    name = recipe.target.name
+    begun = time.monotonic()
+    workshop.on_event(StepEvent(step="trtexec", target=name, state="started"))
+    tell = workshop.progress_of("trtexec", name)
+    tell(0.0, f"looking at {shell.name}")
+    seen = _recognised(recipe, shell)
+    results = recipe.folder / RESULTS_FOLDER
+    steps = len(recipe.golden) + recipe.bench.rounds + 2
+    done = 0
+
+    def on_line(line: str) -> None:
+        nonlocal done
+        done += 1
+        tell(min(0.99, done / steps), line)
+
+    run_recipe(recipe, shell, results, limit_s=time_limit_s, on_line=on_line)
+    said = f"built and measured on {shell.name}"
+    workshop.on_event(StepEvent(step="trtexec", target=name, state="done", said=said))
+    workshop.note("trtexec", name, cached=False, seconds=time.monotonic() - begun, said=said)
+    # The device's own clock may be off by years; it has measured just now.
+    return _made(recipe, results, seen, taken_at=time.time())
+
+
+def made_of_results(recipe: DeviceRecipe, results: Path) -> Made:
+    """Reads what build.sh left on a device. Raises as `read_results` does."""
+    run = read_results(recipe, results)
+    return _made(recipe, results, recognise_device(recipe, run.root, _gpus(run.root)))
+
+
+def _recognised(recipe: DeviceRecipe, shell: Shell) -> Recognised:
+    if shell.is_here:
+        return recognise_device(recipe, Path("/"), board.gpus())
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        root = device_root(shell, Path(folder) / "root")
+        return recognise_device(recipe, root, _gpus(root))
+
+
+def _gpus(root: Path) -> Sequence[board.Gpu]:
+    try:
+        return board.parse_gpus((root / GPUS_FILE).read_text(errors="replace"))
+    except OSError:
+        return ()
+
+
+def _made(
+    recipe: DeviceRecipe, results: Path, seen: Recognised, *, taken_at: float | None = None
+) -> Made:
+    run = read_results(recipe, results)
+    refuse_other_version(recipe, run.version)
+    golden = compare(recipe.golden, run.answers, recipe.samples)
+    measurement: Measurement | None = run.measurement
+    if measurement is not None and taken_at is not None:
+        measurement = replace(measurement, taken_at=taken_at)
+    if not answers_hold(recipe, golden):
+        measurement = None
+    power = run.facts.get("power_mode")
+    notes = [seen.note, *run.notes, f"TensorRT {run.version}, by trtexec"]
+    notes += [f"power mode {power}"] if power else []
+    return Made(
+        write=lambda folder: device_engine(recipe, results, run, folder),
+        golden=golden,
+        measurement=measurement,
+        why_not="" if measurement is not None else WRONG_ANSWERS,
+        memory_is=_MEMORY_IS,
+        estimates={} if measurement is None else {"fps": _rate(run)},
+        notes=tuple(notes),
+    )
+
+
+def _rate(run: DeviceRun) -> gate.Estimate:
+    """Samples a second: batch times the queries a second that trtexec counts, over its rounds.
+
+    A query is a whole batch. What passes between two queries is in it, as it is not in the sum of
+    their latencies.
+    """
+    rounds = replace(
+        run.measurement, samples=tuple(1 / rate for rate in run.rates),
+        rounds=tuple(range(len(run.rates))),
+    )  # fmt: skip
+    found = statistics.fps(rounds)
+    if isinstance(found.interval, Unknown):
+        return gate.Estimate(value=found.value, doubt=found.interval.reason)
+    return gate.Estimate(value=found.value, interval=found.interval)
