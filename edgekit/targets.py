@@ -21,7 +21,7 @@ from edgekit.errors import InputError
 from edgekit.targeting import files
 from edgekit.targeting.detection import Machine, Seen, recognise
 from edgekit.targeting.inheritance import Layer
-from edgekit.targeting.jetpack import jetpack_among, settled
+from edgekit.targeting.jetpack import jetpack_among, jetpack_of_release, settled
 from edgekit.targeting.schema import JetPack, PowerMode, Precision, Profile, Runtime, Target
 
 __all__ = [
@@ -176,14 +176,14 @@ def _member(family: str, jetpack: str, root: Path, beside: Path | None) -> Resol
             'that says extends = "the nearest", and what is different.',
         )  # fmt: skip
     target = load_target(machine.target, beside)
-    found = jetpack_among(target.jetpacks, machine.jetpack)
+    found = jetpack_of_release(target.jetpacks, machine.jetpack)
+    note = f'"{family}" means {target.title}: this machine is one ({machine.evidence})'
     if found and not jetpack:
         jetpack = f"@{found}"
+    elif not jetpack and machine.jetpack:
+        note += f"; its file knows no such JetPack, so that of {target.runtime.jetpack} is meant"
     target = load_target(f"{machine.target}{jetpack}", beside)
-    return ResolvedTarget(
-        target=target,
-        note=f'"{family}" means {target.title}: this machine is one ({machine.evidence})',
-    )
+    return ResolvedTarget(target=target, note=note)
 
 
 def _is_shipped(path: Path) -> bool:

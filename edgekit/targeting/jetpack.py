@@ -13,19 +13,31 @@ _NUMBERS = re.compile(r"\d+(\.\d+)*")
 
 
 def jetpack_among(known: Iterable[str], asked: str) -> str:
-    """The one of the known JetPacks that `asked` belongs to, empty where it belongs to none.
+    """The one of the known JetPacks that a user means by `asked`, empty where it is none.
 
-    A known one stands for itself and the releases after it with the same first two numbers: of
-    4.6.1 and 6.2, "4.6.4" is the first, "6.2.1", "6.2" and "6" the second.
+    Either the newest of those that `asked` begins like, or the one that the release belongs to: of
+    4.6.1 and 6.2, "4.6" and "4.6.4" are the first, "6" and "6.2.1" the second.
     """
-    said = _NUMBERS.match(asked)
-    if said is None:
-        return ""
-    wanted = version_key(said[0])
-    versions = {version: version_key(version) for version in known}
-    inside = [v for v, key in versions.items() if key[: len(wanted)] == wanted]
-    before = [v for v, key in versions.items() if key[:2] == wanted[:2] and key <= wanted]
-    return max(inside or before, key=version_key, default="")
+    wanted = _numbers(asked)
+    versions = list(known)
+    inside = [v for v in versions if wanted and version_key(v)[: len(wanted)] == wanted]
+    return max(inside, key=version_key, default="") or jetpack_of_release(versions, asked)
+
+
+def jetpack_of_release(known: Iterable[str], release: str) -> str:
+    """The one of the known JetPacks that a release belongs to, empty where it belongs to none.
+
+    A known one stands for itself and the releases after it with the same first two numbers.
+    """
+    found = _numbers(release)
+    before = [v for v in known if version_key(v)[:2] == found[:2] and version_key(v) <= found]
+    return max(before, key=version_key, default="")
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """Of a release such as "6.1rev1" the numbers that it begins with."""
+    said = _NUMBERS.match(release)
+    return version_key(said[0]) if said else ()
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -41,7 +53,8 @@ def settled(layer: Layer, jetpack: str = "") -> Layer:
     """
     values = dict(layer.values)
     runtime, packs = _table(values, "runtime"), _table(values, "jetpacks")
-    default = runtime.get("jetpack")
+    said = runtime.get("jetpack")
+    default = said if isinstance(said, str) else ""
     chosen = jetpack or default
     is_other = bool(jetpack) and jetpack != default
     if is_other and isinstance(values.get("name"), str):
@@ -49,14 +62,15 @@ def settled(layer: Layer, jetpack: str = "") -> Layer:
     if all(isinstance(known, str) for known in packs) and packs:
         values["jetpacks"] = {known: packs[known] for known in sorted(packs, key=version_key)}
     carried: dict[str, str] = {}  # the place that a figure gets, and the one that it is from
-    if isinstance(chosen, str) and isinstance(packs.get(chosen), Mapping):
-        brought = dict(packs[chosen])
+    # A JetPack or a mode that is not there is refused by name, later: not as what it would bring.
+    brought = _table(packs, chosen if chosen in packs else next(iter(packs), ""))
+    if brought and isinstance(values.get("runtime", {}), Mapping):
         own = {} if is_other else runtime
-        values["runtime"] = {**runtime, **brought, **own, "jetpack": chosen}
+        values["runtime"] = {**runtime, **brought, **own, "jetpack": jetpack or said}
         carried |= {f"runtime.{k}": f"jetpacks.{chosen}.{k}" for k in brought if k not in own}
-    mode = _mode(values, chosen if isinstance(chosen, str) and packs else "")
-    if mode:
-        values["power_mode"] = mode
+    if mode := _mode(values, chosen if packs else ""):
+        if values["power_mode"] in _table(values, "power_modes"):
+            values["power_mode"] = mode
         carried |= _use_mode(values, mode, first=is_other)
     places = {place: source for place, source in carried.items() if place in set(figures(values))}
     return replace(
@@ -73,7 +87,7 @@ def settled(layer: Layer, jetpack: str = "") -> Layer:
 def _mode(values: Mapping[str, Any], jetpack: str) -> str:
     """The power mode of the figures: the file's, or the fastest one that the JetPack has."""
     modes, named = _table(values, "power_modes"), values.get("power_mode")
-    if not isinstance(named, str) or named not in modes:
+    if not isinstance(named, str):
         return ""
     there = {
         name: mode
@@ -81,7 +95,7 @@ def _mode(values: Mapping[str, Any], jetpack: str) -> str:
         if isinstance(mode, Mapping) and _has(jetpack, mode.get("since"))
     }
     if named in there or not there:
-        return named
+        return named if named in modes else ""
     return max(there, key=lambda name: _number(there[name].get("gpu_hz")))
 
 
@@ -100,11 +114,10 @@ def _use_mode(values: dict[str, Any], mode: str, *, first: bool) -> dict[str, st
     place, found = f"power_modes.{mode}", _table(_table(values, "power_modes"), mode)
     carried: dict[str, str] = {}
     peak, brought = _table(values, "peak"), _table(found, "peak")
-    if brought:
+    if brought and isinstance(values.get("peak", {}), Mapping):
         values["peak"] = {**peak, **brought} if first else {**brought, **peak}
-        carried |= {
-            f"peak.{key}": f"{place}.peak.{key}" for key in brought if first or key not in peak
-        }
+        taken = [key for key in brought if first or key not in peak]
+        carried |= {f"peak.{key}": f"{place}.peak.{key}" for key in taken}
     memory, key = _table(values, "memory"), "bandwidth_bytes_per_s"
     if key in found and memory and (first or key not in memory):
         values["memory"] = {**memory, key: found[key]}
