@@ -130,8 +130,12 @@ class Device:
         check(library, "cudaStreamBeginCapture", stream, ctypes.c_int(_THREAD_LOCAL))
         try:
             work()
-        finally:  # a capture that is left open would swallow all that comes
-            code = library.cudaStreamEndCapture(stream, ctypes.byref(graph))
+        except BaseException:  # a capture that is left open would swallow all that comes
+            library.cudaStreamEndCapture(stream, ctypes.byref(graph))
+            if graph.value:
+                library.cudaGraphDestroy(graph)
+            raise
+        code = library.cudaStreamEndCapture(stream, ctypes.byref(graph))
         if code:
             raise error_for(library, "cudaStreamEndCapture", code)
         try:
