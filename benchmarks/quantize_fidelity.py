@@ -15,7 +15,7 @@ peer's. A second verdict counts only peers that have 95% in INT8 themselves: who
 the network in floating point has solved another task. Exit 1 on a miss.
 
 What is measured is written to FOLDER/quantize_fidelity.json at once, and not measured again.
-`--quick`: 8 samples, the first dialect.
+`--quick`: 8 samples of each kind, the first dialect.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LEAD_DB, LEAST_SHARE = 2.0, 0.95
 _AT_ONCE = 4
 
 
-def samples_of(path: Path, model: Model, most: int) -> Batches:
+def samples_of(path: Path, model: Model, most: int | None) -> Batches:
     with np.load(path) as stored:
         arrays = {spec.name: stored[spec.name][:most] for spec in model.inputs}
     return Batches(arrays=arrays, pixels={}, batch_size=_AT_ONCE)
@@ -90,12 +90,12 @@ def network(path: Path, results: Results, options: argparse.Namespace) -> int:
     """Prints the rows of one network; returns how many verdicts missed."""
     original = load(path)
     shown, test = (
-        samples_of(path.with_name(f"{path.stem}-{part}.npz"), original, options.samples)
-        for part in ("calib", "eval")
+        samples_of(path.with_name(f"{path.stem}-{part}.npz"), original, most)
+        for part, most in (("calib", options.samples), ("eval", options.judged))
     )
     model = ready(path, shown, options.threads)
     wanted = outputs_of(model, test, options.threads, optimise=True)
-    mark = f"{path.stem} {digest(model)[:8]} {shown.count}"
+    mark = f"{path.stem} {digest(model)[:8]} {shown.count} {test.count}"
     print(f"{path.stem}: {shown.count} samples, judged on {test.count} others")
     best: dict[tuple[str, bool], tuple[float, float]] = {}
     if options.peers is not None:
@@ -143,7 +143,8 @@ def main() -> int:
     parser.add_argument("networks", nargs="+", type=Path)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--out", type=Path, default=Path("."))
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=64, help="to calibrate with")
+    parser.add_argument("--judged", type=int, help="to judge on, all if not given")
     parser.add_argument(
         "--dialects", nargs="+", default=["tensorrt-10", "ort-vnni", "ort-avx2"],
         choices=tuple(DIALECTS),
@@ -152,7 +153,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
-        options.samples, options.dialects = 8, options.dialects[:1]
+        options.samples, options.judged, options.dialects = 8, 8, options.dialects[:1]
     options.out.mkdir(parents=True, exist_ok=True)
     results = Results(options.out / f"quantize_fidelity{'-quick' * options.quick}.json")
     begun = time.perf_counter()

@@ -26,7 +26,9 @@ def needed(
     runtime = target.runtime
     lines: list[Finding] = []
     if runtime.build == "device":
-        lines += [_device(target, root), _builder(target, findings, root)]
+        lines.append(_device(target, root))
+    if runtime.name == "tensorrt":
+        lines.append(_builder(target, findings, root))
     else:
         lines.append(_package(target, findings))
     lines += _memory(target)

@@ -24,7 +24,7 @@ from edgekit.verify import VerifyReport, from_json
 
 TIMING_FOLDER = "timing"
 _SAMPLES = 4  # real inputs that a runtime may compare outputs on
-_PACKAGES = ("onnxruntime", "tensorrt_rtx_cu12", "tensorrt")
+_PACKAGES = ("onnxruntime", "openvino", "tensorrt_rtx_cu12", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def reader_of(wanted: Dialect | Target | Reader) -> Reader:
         )  # fmt: skip
     runtime = wanted.runtime
     opsets = (1, runtime.opset)
-    if runtime.name == "onnxruntime":
+    if runtime.name in ("onnxruntime", "openvino"):  # both read that dialect
         return Reader(runtime="onnxruntime", opsets=opsets)
     version = tuple(int(part) for part in runtime.version.split(".")[:2])
     version = _STRONG if runtime.name == "tensorrt_rtx" else version

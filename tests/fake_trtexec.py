@@ -1,7 +1,7 @@
 """A trtexec that is none: it prints and exports what the real one does, and ONNX Runtime answers.
 
-Its engine is the ONNX file behind a header. It refuses every option that it does not know. What
-goes wrong is told by the environment: FAKE_FAULT; FAKE_VERSION is the number in its banner.
+Its engine is the ONNX file behind a header. It refuses every option that it does not know. Files
+beside it tell what goes wrong (`fault`) and the number in its banner (`version`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def install(folder: Path) -> Path:
+def install(folder: Path, *, fault: str = "", version: str = "100300") -> Path:
     """A `trtexec` in the folder that is this file, run by this Python."""
     place = folder / "trtexec"
     folder.mkdir(parents=True, exist_ok=True)
-    place.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" "$@"\n')
+    this = Path(__file__).resolve()
+    place.write_text(
+        f'#!/bin/sh\nexport FAKE_PLACE="$(dirname "$0")"\nexec "{sys.executable}" "{this}" "$@"\n'
+    )
+    (folder / "fault").write_text(fault)
+    (folder / "version").write_text(version)
     place.chmod(place.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     return place
 
@@ -39,7 +44,8 @@ def say(level: str, text: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    fault, number = os.environ.get("FAKE_FAULT", ""), os.environ.get("FAKE_VERSION", "100300")
+    place = Path(os.environ["FAKE_PLACE"])
+    fault, number = (place / "fault").read_text(), (place / "version").read_text()
     name = f"TensorRT.trtexec [TensorRT v{number}]" if number else "TensorRT.trtexec"
     command = " ".join(["trtexec", *arguments])
     print(f"&&&& RUNNING {name} # {command}", flush=True)
