@@ -12,7 +12,8 @@ from edgekit.models.cost.anatomy import fixed_values, is_standard, is_view, live
 from edgekit.models.cost.macs import multiplies
 from edgekit.models.model import Model
 
-Runtime = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+Runtime = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
+_ON_CPU = ("onnxruntime", "openvino")  # they fuse alike
 
 # Quantizing is a part of the kernels on both sides of it.
 _PASSED_THROUGH = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -71,7 +72,7 @@ def kernels(model: Model, runtime: Runtime) -> tuple[Kernel, ...]:
             readers.setdefault(value, set()).add(node)
     leaving = {origin.get(value, value) for value in graph.outputs}
 
-    fused = _FUSED_BY["onnxruntime" if runtime == "onnxruntime" else "tensorrt"]
+    fused = _FUSED_BY["onnxruntime" if runtime in _ON_CPU else "tensorrt"]
     of: dict[ir.Value, Kernel] = {}
     found: list[Kernel] = []
     for node in computing:
@@ -102,7 +103,7 @@ def _joined(
     readers: Mapping[ir.Value, set[ir.Node]], leaving: set[ir.Value], runtime: Runtime,
 ) -> Kernel | None:  # fmt: skip
     """The kernel that the node becomes a part of, the youngest where there are several."""
-    takes_pointwise = runtime != "onnxruntime"
+    takes_pointwise = runtime not in _ON_CPU
     for source in reversed(sources):
         kernel = of.get(source)
         if kernel is None or source in leaving or source not in kernel.nodes[-1].outputs:
