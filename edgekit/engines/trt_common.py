@@ -258,11 +258,15 @@ def _refusal(job: CompileJob, answer: Mapping[str, Any]) -> EdgekitError:
             hint=f"Lower the workspace to {_mib(job.workspace_bytes // 2)} (engine.workspace_mb), "
             "or close other programs.",
         )  # fmt: skip
+    hint = "Keep what it names in floating point, or take it out of the model."
+    if (job.refit or job.strip) and "CUDA_SUCCESS" in got:  # seen with TensorRT-RTX 1.7.1
+        hint = (
+            "A plan whose weights can be exchanged, or are left out, is built only where an NVIDIA "
+            "driver is: build it there, or take engine.refit and engine.strip out."
+        )
     return InputError(
-        f"{job.package} {answer['version']} refuses the model",
-        where=job.model, got=got,
-        hint="Keep what it names in floating point, or take it out of the model.",
-    )  # fmt: skip
+        f"{job.package} {answer['version']} refuses the model", where=job.model, got=got, hint=hint
+    )
 
 
 def _spec(stored: Mapping[str, Any]) -> TensorSpec:

@@ -124,6 +124,10 @@ def _set_options(trt: Any, config: Any, job: CompileJob, account: Account) -> No
                 f"TensorRT {trt.__version__} has no optimization level; it came with 8.6"
             )
         config.builder_optimization_level = job.optimization_level
+        if config.builder_optimization_level != job.optimization_level:  # out of its range
+            raise RefusalError(
+                f"TensorRT {trt.__version__} has no optimization level {job.optimization_level}"
+            )
 
 
 def _set_flag(trt: Any, config: Any, name: str, account: Account) -> None:
