@@ -132,9 +132,8 @@ def answer(model: bytes, given: dict[str, str], fault: str) -> None:
         feeds[spec.name] = values.reshape([int(size) for size in shape])
     outputs = []
     for spec, array in zip(session.get_outputs(), session.run(None, feeds), strict=True):
-        if fault == "wrong-answers":
-            array = -array
-        values = ", ".join("nan" if fault == "nan" else f"{v:.9g}" for v in array.ravel())
+        sign = -1 if fault == "wrong-answers" else 1
+        values = ", ".join("nan" if fault == "nan" else f"{sign * v:.9g}" for v in array.ravel())
         outputs.append(
             f'{{ "name" : "{spec.name}"\n, "dimensions" : "{"x".join(map(str, array.shape))}"\n'
             f', "values" : [ {values} ]\n}}'
