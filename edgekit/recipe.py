@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,16 @@ from edgekit.recipe_sections import (
     QuantizeSection,
     RecoverSection,
     Section,
-    quoted,
 )
-from edgekit.targets import (
-    Target,
-    family_names,
-    load_target,
-    own_target_files,
-    target_names,
-)  # fmt: skip
+from edgekit.recipe_targets import (
+    from_folder,
+    full_name,
+    names_above,
+    own_boards,
+    table_at,
+    unknown_targets,
+)
+from edgekit.targets import Target, family_names, target_names
 from edgekit.values import Preprocessing
 
 __all__ = [
@@ -70,7 +70,7 @@ class Recipe(Section):
     @property
     def targets(self) -> tuple[str, ...]:
         """What `edgekit build` makes: names, and files as seen from where the caller stands."""
-        return tuple(_from(self._folder, name) for name in self.build.targets)
+        return tuple(from_folder(self._folder, name) for name in self.build.targets)
 
     @property
     def name(self) -> str:
@@ -111,9 +111,9 @@ def load_recipe(path: Path) -> Recipe:
 def parse_recipe(document: Mapping[str, Any], path: Path) -> Recipe:
     """The recipe in a document that was read from `path`. Raises as `load_recipe` does."""
     folder = path.parent
-    boards, found = _own_boards(document, folder)
+    boards, found = own_boards(document, folder)
     known = (*target_names(folder), *family_names(), *boards)
-    found += [*_faults_of(document), *_unknown_targets(document, known, folder)]
+    found += [*_faults_of(document), *unknown_targets(document, known, folder)]
     found += _override_faults(document, boards)
     if found:
         raise InputError(
@@ -132,9 +132,12 @@ def for_target(recipe: Recipe, target: str | Target) -> Recipe:
     Target that it is.
     """
     name = target if isinstance(target, str) else target.name
-    overrides = _table(recipe._document, "target")
-    above = _above(name, target, recipe._boards)
-    layers = [_table(overrides, layer) for layer in (*above, name)]
+    overrides = table_at(recipe._document, "target")
+    above = names_above(name, target, recipe._boards)
+    same = [
+        other for other in overrides if "@" in other and full_name(other, recipe.folder) == name
+    ]
+    layers = [table_at(overrides, layer) for layer in dict.fromkeys((*above, name, *same))]
     return _recipe(_overridden(recipe._document, *layers), recipe.folder, recipe._boards)
 
 
@@ -146,17 +149,17 @@ def with_engine(recipe: Recipe, options: Mapping[str, object]) -> Recipe:
     if not options:
         return recipe
     document = dict(recipe._document)
-    document["engine"] = {**_table(document, "engine"), **options}
+    document["engine"] = {**table_at(document, "engine"), **options}
     overrides = {
         name: {
             **override,
             "engine": {
                 key: value
-                for key, value in _table(override, "engine").items()
+                for key, value in table_at(override, "engine").items()
                 if key not in options
             },
         }
-        for name, override in _table(document, "target").items()
+        for name, override in table_at(document, "target").items()
     }
     if overrides:
         document["target"] = overrides
@@ -195,17 +198,17 @@ def _faults_of(document: Mapping[str, Any]) -> list[str]:
 
 def _override_faults(document: Mapping[str, Any], boards: Mapping[str, Target]) -> list[str]:
     """What is wrong with a device's recipe and is not so without its overrides."""
-    overrides = _table(document, "target")
+    overrides = table_at(document, "target")
     plain = _faults_of(_overridden(document))
     found = []
     for name in overrides:
-        own = _table(overrides, name)
+        own = table_at(overrides, name)
         faults = _new_faults(document, own, known=plain)
-        above = [_table(overrides, other) for other in _above(name, name, boards)]
+        above = [table_at(overrides, other) for other in names_above(name, name, boards)]
         if any(above):
             known = [*plain, *faults]
-            for table in above:
-                known += _new_faults(document, table, known=plain)
+            for other in above:
+                known += _new_faults(document, other, known=plain)
             faults += _new_faults(_overridden(document, *above), own, known=known)
         found += [f"target.{name}.{fault}" for fault in faults]
     return found
@@ -227,8 +230,8 @@ def _overridden(document: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict
     """The document without its overrides, and the sections of each layer merged into it."""
     merged = {key: value for key, value in document.items() if key != "target"}
     for layer in layers:
-        merged = _deep_merge(merged, {name: _table(layer, name) for name in OVERRIDABLE
-                                      if _table(layer, name)})  # fmt: skip
+        merged = _deep_merge(merged, {name: table_at(layer, name) for name in OVERRIDABLE
+                                      if table_at(layer, name)})  # fmt: skip
     return merged
 
 
@@ -250,84 +253,3 @@ def _places(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield from _places(value, f"{above}{key}.")
         else:
             yield f"{above}{key}"
-
-
-def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The table of that name; an empty one where there is none, or no table."""
-    found = document.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _above(name: str, target: str | Target, boards: Mapping[str, Target]) -> tuple[str, ...]:
-    """Whose overrides apply to a device before its own: its family's, its file's."""
-    profile = name.partition("@")[0]
-    if isinstance(target, str):
-        if profile in boards:
-            target = boards[profile]
-        elif profile in target_names():
-            target = load_target(profile)
-    family = target.family if isinstance(target, Target) else ""
-    above = (family if family in family_names() else "", profile)
-    return tuple(other for other in dict.fromkeys(above) if other and other != name)
-
-
-def _listed_targets(document: Mapping[str, Any]) -> list[str]:
-    listed = _table(document, "build").get("targets")
-    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-
-
-def _own_boards(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Target], list[str]]:
-    """The user's own targets that the recipe names, and what is wrong with the others.
-
-    Those whose files `build.targets` lists, and those in the folder `targets`, by name.
-    """
-    boards, found = {}, []
-    own = own_target_files(folder)
-    listed = [("build.targets", name) for name in _listed_targets(document)]
-    for place, name in [*listed, *(("target", str(key)) for key in _table(document, "target"))]:
-        plain = name.partition("@")[0]
-        is_path = name.endswith(".toml") and place == "build.targets"
-        if "\0" in name or plain in boards or not (is_path or plain in own):
-            continue
-        try:
-            board = load_target(_from(folder, name if is_path else plain), folder)
-        except InputError as error:
-            said = error.got.splitlines() or [error.what]
-            found += [f"{place}: {name}: {line}" for line in said]
-        else:
-            boards[board.name] = board
-    return boards, found
-
-
-def _from(folder: Path, target: str) -> str:
-    """The name of a target, or the path of its file, which is relative to the folder."""
-    return str(folder / target) if target.endswith(".toml") else target
-
-
-def _unknown_targets(
-    document: Mapping[str, Any], known: Iterable[str], folder: Path
-) -> Iterator[str]:
-    """What is said of the names of devices in the recipe that there are no profiles of."""
-    named = [("target", str(name)) for name in _table(document, "target")]
-    named += [("build.targets", n) for n in _listed_targets(document) if not n.endswith(".toml")]
-    for place, name in named:
-        plain, at, _ = name.partition("@")
-        if plain in known:
-            if at:
-                yield from _unknown_jetpack(place, name, folder)
-            continue
-        near = difflib.get_close_matches(plain, known, 1, 0.5)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
-        if not near and place == "target":
-            hint = "; a board of your own is listed in build.targets, as the path of its file"
-        yield f"{place}: there is no target called {quoted(name)}{hint}"
-
-
-def _unknown_jetpack(place: str, name: str, folder: Path) -> Iterator[str]:
-    """What is said of a name with a JetPack that the device does not have."""
-    if name.partition("@")[0] in family_names():
-        return  # which module it means, only the machine that builds knows
-    try:
-        load_target(name, folder)
-    except InputError as error:
-        yield f"{place}: {name}: {error.what}; want {error.wanted}"

@@ -18,7 +18,7 @@ ROWS = (
     ("files", "documents", "machine", "board"),
     ("values",),
     ("targeting",),
-    ("targets", "recipe", "recipe_sections"),
+    ("targets", "recipe", "recipe_targets", "recipe_sections"),
     ("models", "data"),
     ("train",),
     ("compress",),
@@ -35,7 +35,10 @@ ROWS = (
 FLOOR = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 
 # A recipe names targets and checks that they exist; its tables are a file of their own.
-WITHIN_A_ROW = {("recipe", "targets"), ("recipe", "recipe_sections")}
+WITHIN_A_ROW = {
+    ("recipe", "targets"), ("recipe", "recipe_sections"), ("recipe", "recipe_targets"),
+    ("recipe_targets", "targets"), ("recipe_targets", "recipe_sections"),
+}  # fmt: skip
 
 OWNERS = {
     "torch": (

@@ -60,19 +60,21 @@ def recognise(targets: Sequence[Target], *, root: Path, gpus: Sequence[Gpu]) -> 
 
 
 def _jetson(targets: Sequence[Target], root: Path, processor: tuple[Seen, ...]) -> Machine:
-    numbers = board.board_numbers(root)
+    # The board's own list is the surest: a tree may be written for a module of another size.
+    own = " ".join(board.device_tree_strings("nvidia,boardids", root))
+    numbers = sorted(board.board_numbers(root), key=lambda number: number not in own)
     model = board.model_name(root) or "a Tegra without a model's name"
     jetpack, l4t = board.jetpack_version(root), board.l4t_version(root)
     release = [f"JetPack {jetpack}"] if jetpack else [f"L4T {l4t}"] if l4t else []
     cpu = Seen(target="cpu", evidence=f"{platform.system()} on {platform.machine()}")
-    for target in targets:
-        for number in numbers:
-            if number in target.identity.p_numbers:
-                said = ", ".join([model, number, *release])
-                return Machine(
-                    target=target.name, family="jetson", evidence=said, jetpack=jetpack,
-                    seen=(Seen(target=target.name, evidence=said), cpu, *processor),
-                )  # fmt: skip
+    for number in numbers:
+        target = next((t for t in targets if number in t.identity.p_numbers), None)
+        if target is not None:
+            said = ", ".join([model, number, *release])
+            return Machine(
+                target=target.name, family="jetson", evidence=said, jetpack=jetpack,
+                seen=(Seen(target=target.name, evidence=said), cpu, *processor),
+            )  # fmt: skip
     known = numbers or board.device_tree_strings("compatible", root)
     said = ", ".join([model, *known, *release])
     chip = board.soc_name(root)
