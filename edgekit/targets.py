@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from edgekit.board import Gpu
 from edgekit.errors import InputError
 from edgekit.targeting import files
 from edgekit.targeting.detection import Machine, Seen, recognise
-from edgekit.targeting.inheritance import Layer
+from edgekit.targeting.inheritance import Layer, figures
 from edgekit.targeting.jetpack import jetpack_among, jetpack_of_release, settled
 from edgekit.targeting.schema import JetPack, PowerMode, Precision, Profile, Runtime, Target
 
@@ -260,11 +260,31 @@ def _validated(layer: Layer, paths: Sequence[Path], jetpack: str = "") -> Target
     document.pop("extends", None)
     document.setdefault("sources", dict(found.sources))
     document.setdefault("unverified", sorted(found.unverified))
+    said = [f"{table}: {text}" for table, text in _sources_of_nothing(found)]
     try:
-        return Target.model_validate(document)
+        target = Target.model_validate(document)
     except ValidationError as error:
-        raise InputError(
-            "this target file has faults",
-            where=", which extends ".join(map(str, paths)),
-            got="\n".join(documents.faults(error, Target)),
-        ) from error
+        said += documents.faults(error, Target)
+        raise _faulty(said, paths) from error
+    if said:
+        raise _faulty(said, paths)
+    return target
+
+
+def _sources_of_nothing(layer: Layer) -> Iterator[tuple[str, str]]:
+    """What is said of sources and marks whose figure is not there; a mistyped place is one."""
+    known = list(figures(layer.values))
+    for table, places in (("sources", layer.sources), ("unverified", layer.unverified)):
+        for place in sorted(set(places) - set(known)):
+            inside = [name for name in known if name.startswith(f"{place}.")]
+            near = inside or difflib.get_close_matches(place, known, 1, 0.5)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            said = "only inherits those figures" if inside else "has no such figure"
+            yield table, f'"{place}": this file {said}{hint}'
+
+
+def _faulty(faults: Sequence[str], paths: Sequence[Path]) -> InputError:
+    return InputError(
+        "this target file has faults",
+        where=", which extends ".join(map(str, paths)), got="\n".join(faults),
+    )  # fmt: skip

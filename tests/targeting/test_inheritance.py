@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def test_a_base_that_is_no_name_is_a_fault(tmp_path: Path) -> None:
         ('[runtime]\njetpack = "6.9"\n', 'runtime.jetpack is "6.9", and jetpacks: 5.1.1, 6.0'),
         ('[jetpacks."6.2"]\nopset = "20"\n', "jetpacks.6.2.opset: wanted a whole number"),
         ("peak = 3\n", "peak: wanted a table"),
+        ('unverified = ["peek.int8"]\n', 'no such figure; did you mean "peak.int8"?'),
+        ("[sources]\nmultiple = 's'\n", 'inherits those figures; did you mean "multiple.fp32"?'),
         ("[power_modes.15W]\nwats = 3\n", 'power_modes.15W.wats: unknown key; did you mean "wat'),
     ],
 )
@@ -201,6 +204,7 @@ def test_whatever_a_file_says_it_is_a_target_or_an_input_error(data: st.DataObje
         assert _validated(layer_of(document), paths).runtime.version
 
 
+SHIPPED = set(files.shipped_files())
 KNOWN = ("4.6.1", "5.1", "6.0", "6.2", "7.2")
 
 
@@ -303,3 +307,37 @@ def test_the_faults_of_all_of_a_users_files_are_listed_at_once(
     assert "family" in first
     assert "speed: unknown key" in second
     assert "two.toml" in third
+
+
+def test_the_readmes_device_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (block,) = re.findall(r"```toml\n# (targets/\S+)\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "targets").mkdir()
+    (tmp_path / block[0]).write_text(block[1])
+    name = Path(block[0]).stem
+    mine, theirs = load_target(name), load_target("jetson-orin-nx-16gb@6.0")
+    assert mine.name == name
+    assert mine.runtime == theirs.runtime
+    assert mine.peak == {"int8": 20e12}
+    assert (mine.memory and mine.memory.bandwidth_bytes_per_s) == 68e9
+    assert (mine.memory and mine.memory.bytes) == (theirs.memory and theirs.memory.bytes)
+    assert mine.unverified == ("peak.int8",)
+    assert mine.sources["peak.int8"].startswith("half of a trtexec run")
+    for module in re.findall(r"`(bases/[a-z-]+)`", readme):
+        assert (files.shipped_folder() / f"{module}.toml").is_file()
+
+
+def test_the_readmes_table_has_every_shipped_target() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", readme[readme.index("## Targets") :], re.MULTILINE)
+    named = set()
+    for row in rows:
+        last = ""
+        for name in re.findall(r"`([a-z0-9-]+)`", row):
+            words = last.split("-")
+            stems = ["-".join(words[:count]) for count in range(len(words), 0, -1)]
+            full = [f"{stem}{name}" for stem in stems if f"{stem}{name}" in SHIPPED]
+            last = full[0] if name.startswith("-") and full else name
+            named.add(last)
+    assert named - {"jetson"} == SHIPPED
