@@ -292,17 +292,6 @@ def running(recipe: DeviceRecipe, tmp_path: Path) -> Iterator[subprocess.Popen[s
         process.kill()
 
 
-def is_at_work(word: str) -> bool:
-    """Whether a process has the word in its command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_bytes().decode(errors="replace"))
-        except OSError:
-            continue
-    return any(word in line for line in found)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_script_ends_what_it_started(
     recipe: DeviceRecipe, running: subprocess.Popen[str], tmp_path: Path, number: int
@@ -313,9 +302,9 @@ def test_an_interrupted_script_ends_what_it_started(
     assert running.stderr is not None
     assert "interrupted" in running.stderr.read()
     deadline = time.monotonic() + 5
-    while is_at_work(word) and time.monotonic() < deadline:
+    while fake_trtexec.is_at_work(word) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not is_at_work(word)
+    assert not fake_trtexec.is_at_work(word)
     assert not (recipe.folder / "results" / "model.engine").exists()
     done = run_script(recipe, fake_trtexec.install(tmp_path / "bin"))
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,312 @@
+"""`edgekit build --from`: on this machine, through trtexec, and from what build.sh left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import device_recipes
+import fake_trtexec
+import numpy as np
+import onnx
+import pytest
+from conftest import residual_graph
+
+from edgekit.engines.device_recipe import load_device_recipe
+from edgekit.errors import InputError
+from edgekit.pipeline.from_recipe import FromRequest, build_from
+from edgekit.pipeline.golden import compare
+from edgekit.pipeline.recognised import recognise_device
+from edgekit.targets import load_target
+from edgekit.values import Verdict
+
+RECIPE = """
+[model]
+path = "residual.onnx"
+[data]
+calibration = "calibration.npz"
+evaluation = "evaluation.npz"
+[quantize]
+ranges = "minmax"
+refine = "none"
+[gate]
+max_drop = 1.0
+min_fps = 1
+[bench]
+seconds = 0.4
+rounds = 2
+warmup_seconds = 0.05
+"""
+IMAGES = device_recipes.two_batches()
+
+
+def edgekit(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgekit.cli", *words], cwd=folder, capture_output=True, text=True,
+        check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def panel(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The words of the one panel."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("╭") == 1
+    return " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.fixture(scope="module")
+def handed_over(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a build that has written a recipe for `cpu`."""
+    folder = tmp_path_factory.mktemp("project")
+    onnx.save(residual_graph(), folder / "residual.onnx")
+    images = np.random.default_rng(3).normal(size=(48, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "calibration.npz", image=images[:32])
+    np.savez(folder / "evaluation.npz", image=images[32:], labels=np.arange(16) % 5)
+    (folder / "edgekit.toml").write_text(RECIPE)
+    done = edgekit("build", "--target", "cpu", "--recipe-only", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["targets"][0]["verdict"] == "pending"
+    return folder / "build" / "residual" / "cpu" / "device"
+
+
+@pytest.fixture
+def device(handed_over: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, as a device gets it."""
+    return Path(shutil.copytree(handed_over, tmp_path / "a device's folder"))
+
+
+def test_a_recipe_for_this_machine_goes_all_the_way(device: Path) -> None:
+    done = edgekit("build", "--from", str(device), "--json", folder=device.parent)
+    assert done.returncode == 0, done.stderr
+    (target,) = json.loads(done.stdout)["targets"]
+    assert target["verdict"] == "pass"
+    checks = {check["name"]: check for check in target["checks"]}
+    assert {"max_golden_error", "min_golden_cosine", "min_golden_top1"} < set(checks)
+    assert checks["min_fps"]["value"] > 1
+    assert checks["min_fps"]["verdict"] == "pass"
+    built = device / "built"
+    assert {path.name for path in built.iterdir()} == {
+        "engine", "evidence.json", "golden.json", "measurement.json", "report.json", "summary.json",
+    }  # fmt: skip
+    gated = edgekit("gate", str(built), folder=device.parent)
+    assert gated.returncode == 0, gated.stderr
+
+
+def test_a_second_time_nothing_is_made_again(device: Path) -> None:
+    build_from(FromRequest(folder=device), on_event=lambda event: None)
+    events: list[Any] = []
+    result = build_from(FromRequest(folder=device), on_event=events.append)
+    assert {e.step for e in events if e.state == "cached"} == {"engine", "bench"}
+    assert {e.step for e in events if e.state == "done"} == {"golden"}
+    assert result.targets[0].verdict is Verdict.PASS
+    events.clear()
+    build_from(FromRequest(folder=device, rebench=True), on_event=events.append)
+    assert {e.step for e in events if e.state == "done"} == {"golden", "bench"}
+
+
+def test_an_engine_that_answers_otherwise_fails_and_is_not_measured(
+    residual_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The golden answers are another network's."""
+    other = tmp_path / "other.onnx"
+    onnx.save(residual_graph(seed=5), other)
+    real = device_recipes.golden_of
+    monkeypatch.setattr(
+        device_recipes, "golden_of", lambda model, inputs, batch: real(other, inputs, batch)
+    )
+    device = device_recipes.write(
+        residual_path, tmp_path / "device", {"image": IMAGES}, target=load_target("cpu"),
+        precision="fp32",
+    ).folder  # fmt: skip
+    result = build_from(FromRequest(folder=device), on_event=lambda event: None)
+    assert result.exit_code == 1
+    (target,) = result.targets
+    assert target.verdict is Verdict.FAIL
+    assert "max_golden_error" in target.because
+    assert not (device / "built" / "measurement.json").exists()
+    gated = edgekit("gate", str(device / "built"), folder=tmp_path)
+    assert gated.returncode == 1, gated.stderr
+
+
+def test_one_flipped_byte_is_one_panel_and_nothing_is_made(device: Path) -> None:
+    path = device / "golden.npz"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    said = panel(edgekit("build", "--from", str(device), folder=device.parent), 2)
+    assert "not the one that was written" in said
+    assert not (device / "built").exists()
+
+
+@pytest.fixture
+def jetson(residual_path: Path, tmp_path: Path) -> Path:
+    """A recipe for a Jetson that is told by its module's number."""
+    return device_recipes.write(residual_path, tmp_path / "jetson", {"image": IMAGES}).folder
+
+
+@pytest.fixture
+def someone(residual_path: Path, tmp_path: Path) -> Path:
+    """A recipe for a Jetson that any machine may be."""
+    target = device_recipes.anonymous()
+    return device_recipes.write(
+        residual_path, tmp_path / "some device", {"image": IMAGES}, target=target
+    ).folder
+
+
+def test_without_tensorrt_and_trtexec_nothing_builds_it(jetson: Path) -> None:
+    done = edgekit(
+        "build", "--from", str(jetson), folder=jetson.parent, PATH="/nowhere", TRTEXEC=""
+    )
+    said = panel(done, 5)
+    assert "nothing on this machine builds an engine for Jetson Orin Nano 8 GB" in said
+    assert "--via" in said
+
+
+def test_another_device_is_refused_with_what_it_is(jetson: Path, tmp_path: Path) -> None:
+    trtexec = fake_trtexec.install(tmp_path / "bin")
+    done = edgekit("build", "--from", str(jetson), folder=tmp_path, TRTEXEC=str(trtexec))
+    said = panel(done, 2)
+    assert "not the one that this recipe is for" in said
+    assert "p3767-0003" in said
+    assert not (jetson / "results").exists()
+
+
+def test_the_device_itself_is_recognised_by_its_modules_number(
+    jetson: Path, tmp_path: Path
+) -> None:
+    recipe = load_device_recipe(jetson)
+    tree = tmp_path / "root" / "proc" / "device-tree"
+    tree.mkdir(parents=True)
+    (tree / "compatible").write_bytes(b"nvidia,p3768-0000+p3767-0003\0nvidia,tegra234\0")
+    (tree / "model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
+    assert recognise_device(recipe, tmp_path / "root", ()).is_target
+    (tree / "compatible").write_bytes(b"nvidia,p3768-0000+p3767-0000\0nvidia,tegra234\0")
+    with pytest.raises(InputError, match="not the one") as caught:
+        recognise_device(recipe, tmp_path / "root", ())
+    assert "p3767-0000" in caught.value.got
+
+
+def test_trtexec_of_this_machine_builds_verifies_measures_and_gates(
+    someone: Path, tmp_path: Path
+) -> None:
+    trtexec = fake_trtexec.install(tmp_path / "bin")
+    done = edgekit("build", "--from", str(someone), "--json", folder=tmp_path, TRTEXEC=str(trtexec))
+    assert done.returncode == 0, done.stderr
+    (target,) = json.loads(done.stdout)["targets"]
+    assert target["verdict"] == "pass"
+    checks = {check["name"]: check for check in target["checks"]}
+    assert checks["min_fps"]["value"] == pytest.approx(2 * 480.25)  # queries a second times batch
+    assert checks["min_golden_cosine"]["value"] > 0.9999
+    assert target["after"]["p50_ms"] == pytest.approx(2.04)
+    engine = someone / "built" / "engine"
+    assert json.loads((engine / "manifest.json").read_text())["runtime"] == {
+        "name": "tensorrt", "version": "10.3.0",
+    }  # fmt: skip
+
+
+def test_wrong_answers_of_a_device_fail(someone: Path, tmp_path: Path) -> None:
+    trtexec = fake_trtexec.install(tmp_path / "bin", fault="wrong-answers")
+    done = edgekit("build", "--from", str(someone), "--json", folder=tmp_path, TRTEXEC=str(trtexec))
+    assert done.returncode == 1, done.stderr
+    (target,) = json.loads(done.stdout)["targets"]
+    assert target["verdict"] == "fail"
+    assert target["after"]["fps"] == {"unknown": "the engine does not answer as the model does"}
+
+
+def test_results_that_were_carried_back_by_hand_are_judged(someone: Path, tmp_path: Path) -> None:
+    away = shutil.copytree(someone, tmp_path / "on the device")
+    trtexec = fake_trtexec.install(tmp_path / "bin")
+    subprocess.run(
+        ["sh", str(away / "build.sh")], env={**os.environ, "TRTEXEC": str(trtexec)}, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    back = shutil.copytree(away / "results", tmp_path / "back")
+    request = FromRequest(folder=someone, results=back, out=tmp_path / "judged")
+    result = build_from(request, on_event=lambda event: None)
+    assert result.targets[0].verdict is Verdict.PASS
+    assert (tmp_path / "judged" / "engine" / "model.engine").is_file()
+    assert not (someone / "built").exists()
+
+
+def test_results_of_another_device_are_refused(jetson: Path, tmp_path: Path) -> None:
+    trtexec = fake_trtexec.install(tmp_path / "bin")
+    subprocess.run(
+        ["sh", str(jetson / "build.sh")], env={**os.environ, "TRTEXEC": str(trtexec)}, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    done = edgekit(
+        "build", "--from", str(jetson), "--results", str(jetson / "results"), folder=tmp_path
+    )
+    assert "not the one that this recipe is for" in panel(done, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--via", "ssh nobody@nowhere"], "belong to a device recipe"),
+        (["--results", "x"], "belong to a device recipe"),
+        (["--from", "{device}", "--via", "'"], "no trtexec"),
+        (["--from", "nowhere"], "no device recipe"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(device: Path, words: list[str], said: str) -> None:
+    given = [word.replace("{device}", str(device)) for word in words]
+    done = edgekit("build", *given, folder=device.parent)
+    if said == "no trtexec":  # a CPU's engine
+        said = "not built by trtexec"
+    assert said in panel(done, 2)
+
+
+def test_a_trtexec_that_takes_too_long_is_ended(someone: Path, tmp_path: Path) -> None:
+    trtexec = fake_trtexec.install(tmp_path / "bin", fault="slow-build")
+    done = edgekit(
+        "build", "--from", str(someone), "--time-limit", "2", folder=tmp_path, TRTEXEC=str(trtexec)
+    )
+    assert "took longer than its time limit" in panel(done, 6)
+    assert not (someone / "built").exists()
+
+
+def test_ctrl_c_ends_trtexec_too(someone: Path, tmp_path: Path) -> None:
+    trtexec = fake_trtexec.install(tmp_path / "bin", fault="slow-build")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgekit.cli", "build", "--from", str(someone)], cwd=tmp_path,
+        env={**os.environ, "TRTEXEC": str(trtexec)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        deadline = time.monotonic() + 30
+        while not (someone / "argv.txt").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    words = str(tmp_path / "bin")
+    deadline = time.monotonic() + 5
+    while fake_trtexec.is_at_work(words) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not fake_trtexec.is_at_work(words)
+    assert not (someone / "results" / "model.engine").exists()
+
+
+def test_equal_answers_have_no_error_and_a_scaled_answer_its_own(jetson: Path) -> None:
+    golden = load_device_recipe(jetson).golden
+    same = compare(golden, [one.outputs for one in golden], 4)
+    assert (same.relative_error, same.top1) == (0.0, 1.0)
+    assert same.cosine == pytest.approx(1.0)
+    doubled = compare(golden, [{"logits": 2 * one.outputs["logits"]} for one in golden], 4)
+    assert doubled.relative_error == pytest.approx(1.0)
+    assert doubled.cosine == pytest.approx(1.0)
+    assert doubled.top1 == 1.0
+
+
+def test_answers_of_another_shape_or_name_are_refused(jetson: Path) -> None:
+    golden = load_device_recipe(jetson).golden
+    for answer in ({"logits": np.zeros((2, 4))}, {"scores": np.zeros((2, 5))}):
+        with pytest.raises(InputError, match="does not answer with"):
+            compare(golden, [answer, answer], 4)
