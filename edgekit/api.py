@@ -247,7 +247,8 @@ def build(
     import tempfile
 
     from edgekit import files
-    from edgekit.engines.base import EngineRequest, load_engine, runtime_module
+    from edgekit.engines.base import EngineRequest, runtime_module
+    from edgekit.engines.manifest import load_engine
     from edgekit.targets import resolve_target
 
     chosen = resolve_target(target).target
@@ -274,8 +275,9 @@ def open(source: Model | Engine | str | Path, *, threads: int = 0) -> Session:
     InputError for an engine that was built for another machine.
     """
     from edgekit.engines import onnxruntime
-    from edgekit.engines.base import load_engine, runtime_module
+    from edgekit.engines.base import runtime_module
     from edgekit.engines.fit import require_fit
+    from edgekit.engines.manifest import load_engine
 
     if isinstance(source, Model):
         return onnxruntime.open_model(source, threads=threads)
@@ -311,7 +313,7 @@ def bench(
     """A Measurement of each engine by name, taken in turns on this machine, on real samples."""
     from edgekit.bench.runner import measure_side_by_side
     from edgekit.bench.workload import Arm
-    from edgekit.engines.base import load_engine
+    from edgekit.engines.manifest import load_engine
 
     feeds = next(iter(data.take(_BATCH))).inputs
     arms = [

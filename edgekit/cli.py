@@ -591,8 +591,8 @@ def check(
 ) -> int:
     """Say whether an engine fits this machine: 0 it does, 2 build it again, 3 nobody can say."""
     from edgekit import console
-    from edgekit.engines.base import load_engine
     from edgekit.engines.fit import check_engine
+    from edgekit.engines.manifest import load_engine
 
     found = check_engine(load_engine(engine))
     console.print_json(found.to_json()) if as_json else console.show_fit(found)

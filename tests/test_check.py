@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from edgekit import api, files
-from edgekit.engines.base import Engine, load_engine, write_manifest
+from edgekit.engines.base import Engine
 from edgekit.engines.fit import Meaning, check_engine, require_fit
 from edgekit.engines.here import facts_here, processor_here
+from edgekit.engines.manifest import load_engine, write_manifest
 from edgekit.errors import InputError
 from edgekit.models.source import load
 

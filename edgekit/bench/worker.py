@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from edgekit.bench import memory
-from edgekit.engines.base import load_engine, runtime_module
+from edgekit.engines.base import runtime_module
 from edgekit.engines.child import lines_from_parent, own_stdout
+from edgekit.engines.manifest import load_engine
 from edgekit.errors import EdgekitError, MissingPackageError, ResourceError
 from edgekit.values import Array, Session, figure_to_json
 

@@ -11,15 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit import files, machine
-from edgekit.engines.base import (
-    Engine,
-    EngineRequest,
-    input_extents,
-    package_version,
-    write_manifest,
-)
+from edgekit.engines.base import Engine, EngineRequest, input_extents, package_version
 from edgekit.engines.comparison import comparison_feeds, relative_error
 from edgekit.engines.here import processor_here
+from edgekit.engines.manifest import write_manifest
 from edgekit.engines.onnxruntime_session import (
     OPENED_LEVEL,
     OnnxRuntimeSession,

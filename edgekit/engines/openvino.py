@@ -18,10 +18,10 @@ from edgekit.engines.base import (
     missing_package,
     package_version,
     read_model,
-    write_manifest,
 )
 from edgekit.engines.comparison import comparison_feeds, relative_error
 from edgekit.engines.here import processor_here
+from edgekit.engines.manifest import write_manifest
 from edgekit.errors import InputError
 from edgekit.values import Array, Feeds, TensorSpec, run
 

@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit import files
-from edgekit.engines.base import (
-    LOG_FILE,
-    Engine,
-    EngineRequest,
-    input_extents,
-    read_model,
-    workspace_bytes,
-    write_manifest,
-)
+from edgekit.engines.base import Engine, EngineRequest, input_extents, read_model, workspace_bytes
 from edgekit.engines.here import facts_here
 from edgekit.engines.inspector import EngineLayer, read_layers
+from edgekit.engines.manifest import LOG_FILE, write_manifest
 from edgekit.engines.sparsity import count_sparse
 from edgekit.engines.trt_common import Compiled, compile_apart, limits_of
 from edgekit.engines.trt_job import CompileJob

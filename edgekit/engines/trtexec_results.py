@@ -10,8 +10,9 @@ from pathlib import Path
 
 from edgekit import board, files
 from edgekit.engines import trtexec_output as output
-from edgekit.engines.base import Engine, read_model, write_manifest
+from edgekit.engines.base import Engine, read_model
 from edgekit.engines.device_recipe import DeviceRecipe
+from edgekit.engines.manifest import write_manifest
 from edgekit.engines.trtexec_flags import MODEL_FILE, generation_of, version_from_number
 from edgekit.engines.trtexec_script_parts import (
     ENGINE_FILE,

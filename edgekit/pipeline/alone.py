@@ -18,8 +18,9 @@ from edgekit.bench.workload import Arm
 from edgekit.data.batches import load_batches
 from edgekit.data.metrics import load_metric
 from edgekit.engines import onnxruntime
-from edgekit.engines.base import MANIFEST_FILE, load_engine, runtime_module
+from edgekit.engines.base import runtime_module
 from edgekit.engines.fit import require_fit
+from edgekit.engines.manifest import MANIFEST_FILE, load_engine
 from edgekit.errors import InputError
 from edgekit.models.simplify import clean
 from edgekit.models.source import load

@@ -9,7 +9,8 @@ from pathlib import Path
 from edgekit import machine
 from edgekit.data.batches import Batches
 from edgekit.data.metrics import Metric
-from edgekit.engines.base import BuilderOptions, EngineRequest, load_engine, runtime_module
+from edgekit.engines.base import BuilderOptions, EngineRequest, runtime_module
+from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.pipeline import steps

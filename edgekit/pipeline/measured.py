@@ -17,7 +17,8 @@ from edgekit.bench.measurement import (
 )
 from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm, Plan, lasting_conditions
-from edgekit.engines.base import Engine, load_engine
+from edgekit.engines.base import Engine
+from edgekit.engines.manifest import load_engine
 from edgekit.models.cost import Cost, total_cost
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Cache, Step, key_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgekit import gate
-from edgekit.engines.base import Engine, load_engine
+from edgekit.engines.base import Engine
+from edgekit.engines.manifest import load_engine
 from edgekit.models.cost import Cost, total_cost
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Step

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from edgekit.engines import child, tensorrt_rtx, trt_common
-from edgekit.engines.base import BuilderOptions, EngineRequest, load_engine
+from edgekit.engines.base import BuilderOptions, EngineRequest
 from edgekit.engines.here import facts_here
+from edgekit.engines.manifest import load_engine
 from edgekit.engines.trt_job import CompileJob
 from edgekit.engines.watched import Limits
 from edgekit.errors import InputError, ResourceError

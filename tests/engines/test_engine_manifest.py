@@ -9,17 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgekit import files
-from edgekit.engines.base import (
-    MANIFEST_FILE,
-    Engine,
-    EngineRequest,
-    input_extents,
-    load_engine,
-    runtime_module,
-    runtime_names,
-    write_manifest,
-)
+from edgekit.engines.base import Engine, EngineRequest, input_extents, runtime_module, runtime_names
 from edgekit.engines.inspector import EngineLayer
+from edgekit.engines.manifest import MANIFEST_FILE, load_engine, write_manifest
 from edgekit.errors import InputError
 from edgekit.targets import load_target
 from edgekit.values import TensorSpec, Unknown

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import machine
 from edgekit.engines import onnxruntime as runtime
-from edgekit.engines.base import Engine, EngineRequest, load_engine
+from edgekit.engines.base import Engine, EngineRequest
+from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
 from edgekit.models.model import Model, to_bytes
 from edgekit.targets import load_target

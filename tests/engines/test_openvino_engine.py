@@ -12,9 +12,10 @@ import pytest
 from edgekit import api, doctor
 from edgekit.doctor.finding import State, named
 from edgekit.engines import onnxruntime, openvino
-from edgekit.engines.base import EngineRequest, load_engine, runtime_names
+from edgekit.engines.base import EngineRequest, runtime_names
 from edgekit.engines.fit import check_engine
 from edgekit.engines.here import facts_here
+from edgekit.engines.manifest import load_engine
 from edgekit.engines.preflight import Answer, preflight
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.models.source import load

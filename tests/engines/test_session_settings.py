@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from edgekit import machine
 from edgekit.engines import onnxruntime as runtime
-from edgekit.engines.base import BuilderOptions, EngineRequest, load_engine
+from edgekit.engines.base import BuilderOptions, EngineRequest
+from edgekit.engines.manifest import load_engine
 from edgekit.engines.session_settings import (
     SessionSettings,
     candidates,

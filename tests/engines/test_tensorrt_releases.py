@@ -20,9 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tensorrt_names import ALL_NAMES, RELEASES, VERSION, names_of
 
 from edgekit.engines import tensorrt, tensorrt_rtx, trt_child, trt_session
-from edgekit.engines.base import BuilderOptions, Engine, EngineRequest, load_engine
+from edgekit.engines.base import BuilderOptions, Engine, EngineRequest
 from edgekit.engines.cuda import Device
 from edgekit.engines.cuda_runtime import RuntimeMemory
+from edgekit.engines.manifest import load_engine
 from edgekit.engines.trt_engine import TrtPackage, job_of
 from edgekit.errors import InputError, MissingPackageError, ResourceError
 from edgekit.models.model import Model

@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.engines import child, tensorrt_rtx, trt_common
-from edgekit.engines.base import BuilderOptions, EngineRequest, load_engine
+from edgekit.engines.base import EngineRequest
+from edgekit.engines.manifest import load_engine
 from edgekit.engines.trt_job import CompileJob
 from edgekit.errors import InputError, MissingPackageError, ResourceError
 from edgekit.targets import load_target
