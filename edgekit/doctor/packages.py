@@ -59,7 +59,7 @@ PARTS = (
     Part(module="tensorrt", extra="tensorrt", loads=True,
          distributions=("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu11"),
          purpose="engines on a Jetson or another NVIDIA GPU"),
-    Part(module="pycuda", distributions=("pycuda",), extra="tensorrt", loads=True,
+    Part(module="pycuda", distributions=("pycuda",), extra="pycuda", loads=True,
          purpose="device memory for TensorRT; without it, libcudart itself"),
 )  # fmt: skip
 

@@ -22,7 +22,8 @@ EXTRA = "tensorrt"
 
 # What an engine holds for: a plan is for one release on one kind of GPU (facts_here's names).
 _BUILT_FOR = (
-    "machine", "device", "compute_capability", "driver", "cuda", "jetpack", "l4t", "power_mode",
+    "machine", "system", "device", "compute_capability", "driver", "cuda", "jetpack", "l4t",
+    "power_mode",
 )  # fmt: skip
 
 

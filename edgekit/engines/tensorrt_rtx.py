@@ -11,6 +11,7 @@ from edgekit.engines.base import (
     missing_package,
     package_version,
 )
+from edgekit.engines.here import facts_here
 from edgekit.engines.trt_common import Compiled
 from edgekit.engines.trt_engine import TrtPackage, build_engine, compile_request
 from edgekit.engines.trt_session import open_plan
@@ -43,8 +44,13 @@ def build(request: EngineRequest, folder: Path) -> Engine:
     TensorRT-RTX compiles for, or the model is refused, and else as `compile_apart` does.
     """
     package = _package_for(request, "")
-    capability = str(request.target.compute_capability)
-    return build_engine(request, folder, package, built_for={"compute_capability": capability})
+    here = facts_here()
+    built_for = {
+        "compute_capability": str(request.target.compute_capability),
+        "machine": here["machine"],
+        "system": here["system"],
+    }
+    return build_engine(request, folder, package, built_for=built_for)
 
 
 def compile_model(

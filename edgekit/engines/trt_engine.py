@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,7 +142,7 @@ def build_engine(
         flags=compiled.flags,
         layers=layers,
         log_sha256=files.digest_bytes(log.encode()),
-        notes=(*_notes(job, compiled, package), *notes, *compiled.warnings),
+        notes=(*_notes(job, compiled, package), *notes, *_counted(compiled.warnings)),
     )
     write_manifest(engine)
     return engine
@@ -162,6 +163,12 @@ def _notes(job: CompileJob, compiled: Compiled, package: TrtPackage) -> tuple[st
             + named
         )
     return tuple(notes)
+
+
+def _counted(warnings: Sequence[str]) -> tuple[str, ...]:
+    """Each warning once: the builder repeats the same one for every layer."""
+    counts = Counter(warning.strip() for warning in warnings)
+    return tuple(said if n == 1 else f"{said} ({n} times)" for said, n in counts.items())
 
 
 def _settings(job: CompileJob, compiled: Compiled, package: TrtPackage) -> dict[str, str | int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -38,7 +39,9 @@ def test_an_engine_is_built_without_a_gpu(residual_path: Path, tmp_path: Path) -
     engine = tensorrt_rtx.build(request_for(residual_path, batch=(1, 1, 4)), tmp_path / "engine")
     assert load_engine(tmp_path / "engine") == engine
     assert engine.file_bytes > 10_000
-    assert engine.built_for == {"compute_capability": "8.6"}
+    assert engine.built_for == {
+        "compute_capability": "8.6", "machine": platform.machine(), "system": platform.system(),
+    }  # fmt: skip
     assert [spec.name for spec in engine.outputs] == ["logits"]
     weights, activations = engine.figures["weight_bytes"], engine.figures["activation_bytes"]
     # At least the convolutions' weights in FP32: 16*3*9 + 3 * 16*16*9 + 16*16.
