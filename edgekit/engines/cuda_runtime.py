@@ -36,7 +36,7 @@ HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class CudaVersions:
-    """Such as "12.6": what the driver supports at most, and the runtime library's own."""
+    """Such as "12.6": what the driver supports at most, "none" without one; and the library's."""
 
     driver: str
     runtime: str
@@ -62,7 +62,8 @@ def versions(library: Any = None) -> CudaVersions:
     for name in ("cudaDriverGetVersion", "cudaRuntimeGetVersion"):
         number = ctypes.c_int()
         check(library, name, ctypes.byref(number))
-        told.append(f"{number.value // 1000}.{number.value % 1000 // 10}")
+        major, minor = number.value // 1000, number.value % 1000 // 10
+        told.append(f"{major}.{minor}" if number.value else "none")
     return CudaVersions(driver=told[0], runtime=told[1])
 
 

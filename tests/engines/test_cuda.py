@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from typing import Any
 
@@ -83,6 +84,21 @@ def test_a_graph_repeats_its_work() -> None:
 def test_versions_are_read_as_people_write_them() -> None:
     found = cuda_runtime.versions(Cudart())
     assert (found.driver, found.runtime) == ("12.6", "11.4")
+
+
+def test_the_real_library_has_every_function_and_says_what_is_missing() -> None:
+    library = cuda_runtime.find_library()
+    if library is None:
+        pytest.skip("no libcudart is on this machine")
+    for name in dir(Cudart()):
+        if name.startswith("cuda"):
+            assert hasattr(library, name), name
+    found = cuda_runtime.versions(library)
+    assert re.fullmatch(r"\d+\.\d+", found.runtime)
+    if found.driver != "none":
+        pytest.skip("a driver is here")
+    with pytest.raises(MissingPackageError, match="no GPU that CUDA can use"):
+        RuntimeMemory(library)
 
 
 @pytest.mark.parametrize(
