@@ -63,7 +63,7 @@ def push(
 def _lies_there(shell: Shell, place: str, names: Mapping[str, str]) -> dict[str, bool]:
     """Which of the files lie there, whole."""
     listed = " ".join(shlex.quote(name) for name in names)
-    script = f"cd {place} 2>/dev/null || exit 0; sha256sum {listed} 2>/dev/null || true"
+    script = f"cd {place} 2>/dev/null || exit 0; sha256sum -- {listed} 2>/dev/null || true"
     line = f'({script}); echo "{ENDED}$?" >&2'
     with started(shell, line, stdout=subprocess.PIPE) as talk:
         assert talk.process.stdout is not None
@@ -75,12 +75,16 @@ def _lies_there(shell: Shell, place: str, names: Mapping[str, str]) -> dict[str,
     return {name: there.get(name) == digest for name, digest in names.items()}
 
 
-def pull(shell: Shell, place: str, name: str, folder: Path) -> None:
+def pull(shell: Shell, place: str, name: str, folder: Path, *, before: str = "true") -> None:
     """Copies the folder `name` of `place` there to `folder` here, all of it or nothing.
+
+    `before` is run there first, on the same connection.
 
     Raises as `run` does, and InputError where what comes is no folder of plain files.
     """
-    line = f'cd {place} && tar -cf - {shlex.quote(name)}; code=$?; echo "{ENDED}$code" >&2'
+    line = (
+        f'{before} && cd {place} && tar -cf - {shlex.quote(name)}; code=$?; echo "{ENDED}$code" >&2'
+    )
     with (
         files.replacing_folder(folder) as partial,
         started(shell, line, stdout=subprocess.PIPE) as talk,

@@ -80,7 +80,9 @@ leave() {{
     [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true
 }}
 trap leave EXIT
-trap 'say "interrupted; the next run goes on from here"; exit 130' HUP INT TERM
+# First of all what was started: whoever would read the words may be gone, and that ends a shell.
+trap 'leave; say "interrupted; the next run goes on from here"; exit 130' HUP INT TERM
+trap 'leave; exit 130' PIPE
 
 # start LOG COMMAND...: runs it with its log in LOG; `code` is how it ended.
 start() {{
