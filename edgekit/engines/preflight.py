@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edgekit.engines import onnxruntime, operators, preflight_nodes, tensorrt_rtx
+from edgekit.engines import onnxruntime, openvino, operators, preflight_nodes, tensorrt_rtx
 from edgekit.engines.answers import Answer, Line, NodeFinding, PreflightReport, line_of
 from edgekit.engines.base import EngineRequest, input_extents, read_model
 from edgekit.engines.trtexec_flags import generation_of, version_of
-from edgekit.errors import EdgekitError, InputError
+from edgekit.errors import EdgekitError, InputError, MissingPackageError
 from edgekit.models.model import Model
 
 __all__ = ["Answer", "Line", "NodeFinding", "PreflightReport", "preflight"]
@@ -127,9 +127,6 @@ def _opens(request: EngineRequest) -> Line:
 
 
 def _openvino_opens(request: EngineRequest) -> Line:
-    from edgekit.engines import openvino
-    from edgekit.errors import MissingPackageError
-
     try:
         openvino.read(request.model_path)
     except MissingPackageError:
