@@ -53,7 +53,7 @@ def build(request: EngineRequest, folder: Path) -> Engine:
 
 def compile_model(request: EngineRequest, place: Path) -> Compiled:
     """What the compiler says of the model, with the plan at `place`. Raises as `build` does."""
-    return compile_request(request, place, _package_for(request))[1]
+    return compile_request(request, place, _package_for(request))
 
 
 def open(engine: Engine, *, threads: int = 0) -> Session:

@@ -60,7 +60,7 @@ def compile_model(
 
     `compute_capability`, such as "8.6", stands in for the target's own. Raises as `build` does.
     """
-    return compile_request(request, place, _package_for(request, compute_capability))[1]
+    return compile_request(request, place, _package_for(request, compute_capability))
 
 
 def open(engine: Engine, *, threads: int = 0) -> Session:

@@ -47,21 +47,17 @@ class TrtPackage:
     times_tactics: bool = True
 
 
-def compile_request(
-    request: EngineRequest, place: Path, package: TrtPackage
-) -> tuple[CompileJob, Compiled]:
-    """What was asked for and what the compiler says of the model, with the plan at `place`.
+def compile_request(request: EngineRequest, place: Path, package: TrtPackage) -> Compiled:
+    """What the compiler says of the model, with the plan at `place`.
 
     Raises as `compile_apart` does, and InputError for a request that does not fit the model.
     """
-    job = job_of(request, place, package)
-    compiled = compile_apart(job, limits=limits_of(request), on_progress=request.on_progress)
-    return job, compiled
+    job = job_of(request, place, package, read_model(request.model_path))
+    return compile_apart(job, limits=limits_of(request), on_progress=request.on_progress)
 
 
-def job_of(request: EngineRequest, place: Path, package: TrtPackage) -> CompileJob:
-    """The job that the building process gets."""
-    model = read_model(request.model_path)
+def job_of(request: EngineRequest, place: Path, package: TrtPackage, model: Model) -> CompileJob:
+    """The job that the building process gets; `model` is the request's, read."""
     extents = input_extents(model.inputs, request)
     dynamic = {spec.name for spec in model.inputs if any(isinstance(d, str) for d in spec.shape)}
     options = request.builder
@@ -118,11 +114,13 @@ def build_engine(
     Raises as `compile_request` does, ResourceError on a full disk.
     """
     place = folder / ENGINE_FILE
+    model = read_model(request.model_path)
     with files.replacing(place) as partial:
-        job, compiled = compile_request(request, partial, package)
+        job = job_of(request, partial, package, model)
+        compiled = compile_apart(job, limits=limits_of(request), on_progress=request.on_progress)
     log = build_log(job, compiled)
     files.write_text(folder / LOG_FILE, log)
-    figures, layers, notes = _layers_of(request, compiled)
+    figures, layers, notes = _layers_of(model, request.batch[1], compiled)
     engine = Engine(
         path=place,
         name=request.name,
@@ -135,7 +133,7 @@ def build_engine(
         model_sha256=files.digest_file(request.model_path),
         inputs=compiled.inputs,
         outputs=compiled.outputs,
-        extents=input_extents(read_model(request.model_path).inputs, request),
+        extents=input_extents(model.inputs, request),
         built_for=built_for,
         settings=_settings(job, compiled, package),
         figures=figures,
@@ -187,14 +185,14 @@ def _settings(job: CompileJob, compiled: Compiled, package: TrtPackage) -> dict[
 
 
 def _layers_of(
-    request: EngineRequest, compiled: Compiled
+    model: Model, batch: int, compiled: Compiled
 ) -> tuple[dict[str, Figure], tuple[EngineLayer, ...] | Unknown, tuple[str, ...]]:
     """The figures with what the layers come to, the layers, and what is to be said of them."""
     figures = dict(compiled.figures)
     if isinstance(compiled.layers, Unknown):
         return figures, compiled.layers, ()
     try:
-        report = read_layers(compiled.layers, _macs(request))
+        report = read_layers(compiled.layers, _macs(model, batch))
     except InputError as error:
         return figures, Unknown(f"{error.what}: {error.got}"), ()
     figures |= {
@@ -212,11 +210,11 @@ def _layers_of(
     return figures, tuple(replace(layer, nodes=()) for layer in report.layers), notes
 
 
-def _macs(request: EngineRequest) -> dict[str, float]:
+def _macs(model: Model, batch: int) -> dict[str, float]:
     from edgekit.models.cost import node_costs
 
     try:
-        costs = node_costs(read_model(request.model_path), batch=request.batch[1])
+        costs = node_costs(model, batch=batch)
     except InputError:  # an operator whose work is not known
         return {}
     return {cost.node: float(cost.macs) for cost in costs if cost.macs}

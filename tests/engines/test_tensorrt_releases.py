@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tensorrt_names import ALL_NAMES, RELEASES, VERSION, names_of
 
 from edgekit.engines import tensorrt, tensorrt_rtx, trt_child, trt_session
-from edgekit.engines.base import BuilderOptions, Engine, EngineRequest
+from edgekit.engines.base import BuilderOptions, Engine, EngineRequest, read_model
 from edgekit.engines.cuda import Device
 from edgekit.engines.cuda_runtime import RuntimeMemory
 from edgekit.engines.manifest import load_engine
@@ -196,7 +196,8 @@ def built_in_this_process(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the builder was told, and the answer to the parent, without a child between."""
     module = tensorrt_stand_in.package(release)
-    job = job_of(request, folder / "plan", TrtPackage(name="tensorrt", extra="tensorrt"))
+    named = TrtPackage(name="tensorrt", extra="tensorrt")
+    job = job_of(request, folder / "plan", named, read_model(request.model_path))
     logger = trt_child.collecting_logger(module)
     answer: dict[str, Any] = trt_child.build_plan(
         module, job, trt_child.Teller(io.StringIO()), logger
