@@ -202,8 +202,8 @@ def show_fit(fit: Fit) -> None:
         ),
     )
     say(f"  {fit.summary}")
-    if fit.rebuild:
-        say(f"  {fit.rebuild}")
+    if fit.advice:
+        say(f"  {fit.advice}")
 
 
 def show_inspection(found: Inspection) -> None:

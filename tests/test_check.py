@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgekit import api, files
+from edgekit.engines import tensorrt_rtx
 from edgekit.engines.base import Engine
 from edgekit.engines.fit import Meaning, check_engine, require_fit
 from edgekit.engines.here import facts_here, processor_here
@@ -52,7 +53,7 @@ def meanings(made: Engine, here: Mapping[str, str]) -> dict[str, str]:
 def test_a_plan_fits_the_machine_that_built_it(tmp_path: Path) -> None:
     fit = check_engine(plan(tmp_path), ORIN)
     assert {row.meaning for row in fit.rows} == {Meaning.SAME}
-    assert (fit.exit_code, fit.rebuild) == (0, "")
+    assert (fit.exit_code, fit.advice) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_what_a_plan_belongs_to_must_be_equal(
     fit = check_engine(made, {**ORIN, key: value})
     assert [row.what for row in fit.rows if row.meaning is Meaning.REBUILD] == [what]
     assert fit.exit_code == 2
-    assert "edgekit build --from" in fit.rebuild
+    assert "edgekit build --from" in fit.advice
     row = next(row for row in fit.rows if row.what == what)
     assert row.here == value
 
@@ -83,6 +84,7 @@ def test_what_a_plan_belongs_to_and_nobody_knows_is_unknown(tmp_path: Path, key:
     here = {name: value for name, value in ORIN.items() if name != key}
     fit = check_engine(plan(tmp_path), here)
     assert (fit.verdict, fit.exit_code) == (Meaning.UNKNOWN, 3)
+    assert "edgekit check" in fit.advice
 
 
 @pytest.mark.parametrize("key", ["compute_capability", "machine", "system"])
@@ -214,3 +216,15 @@ def test_opening_and_measuring_refuse_it_before_the_runtime_sees_it(
             refused()
         assert refusal.value.got == f"architecture: {facts_here()['machine']}"
         assert refusal.value.wanted == "architecture: another"
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(not tensorrt_rtx.is_installed(), reason="needs the rtx extra")
+def test_an_engine_for_a_gpu_fits_that_gpu_alone(residual_path: Path, tmp_path: Path) -> None:
+    built = api.build(load(residual_path), tmp_path / "engine", target="rtx-3060")
+    without = {name: v for name, v in facts_here().items() if name != "compute_capability"}
+    assert check_engine(built, without).exit_code == 3
+    for capability, code in (("8.6", 0), ("8.9", 2), ("7.5", 2)):
+        assert check_engine(built, {**without, "compute_capability": capability}).exit_code == code
+    newer = {**without, "compute_capability": "8.6", "tensorrt_rtx": "1.8.0.1"}
+    assert check_engine(built, newer).exit_code == 2

@@ -75,11 +75,13 @@ class Fit:
         }[self.verdict]
 
     @property
-    def rebuild(self) -> str:
-        """How it is built again; empty where that would change nothing."""
+    def advice(self) -> str:
+        """What to do; empty where nothing needs to be done."""
+        target = self.engine.target
         if self.verdict in (Meaning.SAME, Meaning.HARMLESS):
             return ""
-        target = self.engine.target
+        if self.verdict is Meaning.UNKNOWN:
+            return "Check it on the machine that shall run it: edgekit check FOLDER"
         if self.engine.runtime in ("tensorrt", "trtexec"):
             return (
                 "On the machine that shall run it: edgekit build --from RECIPE_FOLDER, the folder "
@@ -95,7 +97,7 @@ class Fit:
             "runtime": self.engine.runtime,
             "verdict": self.verdict.value,
             "summary": self.summary,
-            "rebuild": self.rebuild,
+            "advice": self.advice,
             "rows": [{**vars(row), "meaning": row.meaning.value} for row in self.rows],
             "exit_code": self.exit_code,
         }
@@ -125,7 +127,7 @@ def require_fit(engine: Engine) -> None:
         where=str(engine.path),
         got="\n".join(f"{row.what}: {row.here or 'none'}" for row in wrong),
         wanted="\n".join(f"{row.what}: {row.built}" for row in wrong),
-        hint=fit.rebuild,
+        hint=fit.advice,
     )
 
 
@@ -141,7 +143,12 @@ def _plan_rows(engine: Engine, here: Mapping[str, str]) -> Iterator[Row]:
     )
     for what, key, said in softer:
         yield from _noted(engine, here, what, key, Meaning.SLOWER, said)
-    for what, key in (("CUDA", "cuda"), ("driver", "driver"), ("JetPack", "jetpack")):
+    for what, key in (
+        ("CUDA", "cuda"),
+        ("driver", "driver"),
+        ("JetPack", "jetpack"),
+        ("L4T", "l4t"),
+    ):
         yield from _noted(engine, here, what, key, Meaning.HARMLESS, "measure again here")
 
 
