@@ -20,12 +20,13 @@ import pytest
 from conftest import residual_graph
 
 from edgekit.engines.device_recipe import load_device_recipe
-from edgekit.errors import InputError
+from edgekit.errors import InputError, MissingPackageError, ResourceError
+from edgekit.pipeline.build import BuildRequest, build
 from edgekit.pipeline.from_recipe import FromRequest, build_from
 from edgekit.pipeline.golden import compare
 from edgekit.pipeline.recognised import recognise_device
 from edgekit.targets import load_target
-from edgekit.values import Verdict
+from edgekit.values import Unknown, Verdict
 
 RECIPE = """
 [model]
@@ -62,25 +63,20 @@ def panel(done: subprocess.CompletedProcess[str], code: int) -> str:
     return " ".join(done.stderr.replace("│", " ").split())
 
 
-@pytest.fixture(scope="module")
-def handed_over(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a build that has written a recipe for `cpu`."""
-    folder = tmp_path_factory.mktemp("project")
-    onnx.save(residual_graph(), folder / "residual.onnx")
-    images = np.random.default_rng(3).normal(size=(48, 3, 8, 8)).astype(np.float32)
-    np.savez(folder / "calibration.npz", image=images[:32])
-    np.savez(folder / "evaluation.npz", image=images[32:], labels=np.arange(16) % 5)
-    (folder / "edgekit.toml").write_text(RECIPE)
-    done = edgekit("build", "--target", "cpu", "--recipe-only", "--json", folder=folder)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["targets"][0]["verdict"] == "pending"
-    return folder / "build" / "residual" / "cpu" / "device"
-
-
 @pytest.fixture
-def device(handed_over: Path, tmp_path: Path) -> Path:
-    """A copy of the folder, as a device gets it."""
-    return Path(shutil.copytree(handed_over, tmp_path / "a device's folder"))
+def device(residual_path: Path, tmp_path: Path) -> Path:
+    """The folder of a recipe for this machine's processor."""
+    return device_recipes.write(
+        residual_path,
+        tmp_path / "a device's folder",
+        {"image": IMAGES},
+        target=load_target("cpu"),
+        precision="fp32",
+    ).folder
+
+
+def quietly(device: Path, **options: Any) -> Any:
+    return build_from(FromRequest(folder=device, **options), on_event=lambda event: None)
 
 
 def test_a_recipe_for_this_machine_goes_all_the_way(device: Path) -> None:
@@ -100,8 +96,29 @@ def test_a_recipe_for_this_machine_goes_all_the_way(device: Path) -> None:
     assert gated.returncode == 0, gated.stderr
 
 
+def test_a_recipe_that_a_build_wrote_goes_all_the_way(residual_path: Path) -> None:
+    folder = residual_path.parent
+    images = np.random.default_rng(3).normal(size=(24, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "calibration.npz", image=images[:16])
+    np.savez(folder / "evaluation.npz", image=images[16:], labels=np.arange(8) % 5)
+    (folder / "edgekit.toml").write_text(RECIPE)
+    request = BuildRequest(recipe=folder / "edgekit.toml", targets=("cpu",), recipe_only=True)
+    (pending,) = build(request, on_event=lambda event: None).targets
+    assert pending.verdict is Verdict.PENDING
+    device = Path(pending.folder) / "device"
+    recipe = load_device_recipe(device)
+    assert (recipe.precision, recipe.samples, recipe.batch) == ("int8", 8, 1)
+    (target,) = quietly(device).targets
+    assert target.verdict is Verdict.PASS
+    assert [check.name for check in target.checks] == [
+        "max_golden_error", "min_golden_cosine", "min_golden_top1", "min_fps", "max_drop",
+        "min_int8_share",
+    ]  # fmt: skip
+    assert target.before.file_bytes == (folder / "residual.onnx").stat().st_size
+
+
 def test_a_second_time_nothing_is_made_again(device: Path) -> None:
-    build_from(FromRequest(folder=device), on_event=lambda event: None)
+    quietly(device)
     events: list[Any] = []
     result = build_from(FromRequest(folder=device), on_event=events.append)
     assert {e.step for e in events if e.state == "cached"} == {"engine", "bench"}
@@ -126,7 +143,7 @@ def test_an_engine_that_answers_otherwise_fails_and_is_not_measured(
         residual_path, tmp_path / "device", {"image": IMAGES}, target=load_target("cpu"),
         precision="fp32",
     ).folder  # fmt: skip
-    result = build_from(FromRequest(folder=device), on_event=lambda event: None)
+    result = quietly(device)
     assert result.exit_code == 1
     (target,) = result.targets
     assert target.verdict is Verdict.FAIL
@@ -161,6 +178,14 @@ def someone(residual_path: Path, tmp_path: Path) -> Path:
     ).folder
 
 
+@pytest.fixture
+def trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a trtexec that is this machine's."""
+    place = fake_trtexec.install(tmp_path / "bin")
+    monkeypatch.setenv("TRTEXEC", str(place))
+    return place.parent
+
+
 def test_without_tensorrt_and_trtexec_nothing_builds_it(jetson: Path) -> None:
     done = edgekit(
         "build", "--from", str(jetson), folder=jetson.parent, PATH="/nowhere", TRTEXEC=""
@@ -170,12 +195,12 @@ def test_without_tensorrt_and_trtexec_nothing_builds_it(jetson: Path) -> None:
     assert "--via" in said
 
 
-def test_another_device_is_refused_with_what_it_is(jetson: Path, tmp_path: Path) -> None:
-    trtexec = fake_trtexec.install(tmp_path / "bin")
-    done = edgekit("build", "--from", str(jetson), folder=tmp_path, TRTEXEC=str(trtexec))
-    said = panel(done, 2)
-    assert "not the one that this recipe is for" in said
-    assert "p3767-0003" in said
+@pytest.mark.usefixtures("trtexec")
+def test_another_device_is_refused_with_what_it_is(jetson: Path) -> None:
+    with pytest.raises(InputError, match="not the one that this recipe is for") as caught:
+        quietly(jetson)
+    assert "p3767-0003" in caught.value.wanted
+    assert "Linux" in caught.value.got
     assert not (jetson / "results").exists()
 
 
@@ -194,58 +219,48 @@ def test_the_device_itself_is_recognised_by_its_modules_number(
     assert "p3767-0000" in caught.value.got
 
 
-def test_trtexec_of_this_machine_builds_verifies_measures_and_gates(
-    someone: Path, tmp_path: Path
-) -> None:
-    trtexec = fake_trtexec.install(tmp_path / "bin")
-    done = edgekit("build", "--from", str(someone), "--json", folder=tmp_path, TRTEXEC=str(trtexec))
-    assert done.returncode == 0, done.stderr
-    (target,) = json.loads(done.stdout)["targets"]
-    assert target["verdict"] == "pass"
-    checks = {check["name"]: check for check in target["checks"]}
-    assert checks["min_fps"]["value"] == pytest.approx(2 * 480.25)  # queries a second times batch
-    assert checks["min_golden_cosine"]["value"] > 0.9999
-    assert target["after"]["p50_ms"] == pytest.approx(2.04)
-    engine = someone / "built" / "engine"
-    assert json.loads((engine / "manifest.json").read_text())["runtime"] == {
-        "name": "tensorrt", "version": "10.3.0",
-    }  # fmt: skip
+@pytest.mark.usefixtures("trtexec")
+def test_trtexec_of_this_machine_builds_verifies_measures_and_gates(someone: Path) -> None:
+    (target,) = quietly(someone).targets
+    assert target.verdict is Verdict.PASS
+    checks = {check.name: check for check in target.checks}
+    assert checks["min_fps"].value == pytest.approx(2 * 480.25)  # queries a second times batch
+    assert checks["min_golden_cosine"].value > 0.9999
+    assert target.after.p50_ms == pytest.approx(2.04)
+    manifest = json.loads((someone / "built" / "engine" / "manifest.json").read_text())
+    assert manifest["runtime"] == {"name": "tensorrt", "version": "10.3.0"}
 
 
-def test_wrong_answers_of_a_device_fail(someone: Path, tmp_path: Path) -> None:
-    trtexec = fake_trtexec.install(tmp_path / "bin", fault="wrong-answers")
-    done = edgekit("build", "--from", str(someone), "--json", folder=tmp_path, TRTEXEC=str(trtexec))
-    assert done.returncode == 1, done.stderr
-    (target,) = json.loads(done.stdout)["targets"]
-    assert target["verdict"] == "fail"
-    assert target["after"]["fps"] == {"unknown": "the engine does not answer as the model does"}
+def test_wrong_answers_of_a_device_fail(someone: Path, trtexec: Path) -> None:
+    (trtexec / "fault").write_text("wrong-answers")
+    result = quietly(someone)
+    assert result.exit_code == 1
+    (target,) = result.targets
+    assert target.verdict is Verdict.FAIL
+    assert target.after.fps == Unknown("the engine does not answer as the model does")
 
 
+def run_by_hand(folder: Path) -> Path:
+    """The results of the folder's build.sh."""
+    subprocess.run(["sh", str(folder / "build.sh")], check=True, capture_output=True)
+    return folder / "results"
+
+
+@pytest.mark.usefixtures("trtexec")
 def test_results_that_were_carried_back_by_hand_are_judged(someone: Path, tmp_path: Path) -> None:
     away = shutil.copytree(someone, tmp_path / "on the device")
-    trtexec = fake_trtexec.install(tmp_path / "bin")
-    subprocess.run(
-        ["sh", str(away / "build.sh")], env={**os.environ, "TRTEXEC": str(trtexec)}, check=True,
-        capture_output=True,
-    )  # fmt: skip
-    back = shutil.copytree(away / "results", tmp_path / "back")
-    request = FromRequest(folder=someone, results=back, out=tmp_path / "judged")
-    result = build_from(request, on_event=lambda event: None)
+    back = shutil.copytree(run_by_hand(away), tmp_path / "back")
+    result = quietly(someone, results=back, out=tmp_path / "judged")
     assert result.targets[0].verdict is Verdict.PASS
     assert (tmp_path / "judged" / "engine" / "model.engine").is_file()
     assert not (someone / "built").exists()
 
 
-def test_results_of_another_device_are_refused(jetson: Path, tmp_path: Path) -> None:
-    trtexec = fake_trtexec.install(tmp_path / "bin")
-    subprocess.run(
-        ["sh", str(jetson / "build.sh")], env={**os.environ, "TRTEXEC": str(trtexec)}, check=True,
-        capture_output=True,
-    )  # fmt: skip
-    done = edgekit(
-        "build", "--from", str(jetson), "--results", str(jetson / "results"), folder=tmp_path
-    )
-    assert "not the one that this recipe is for" in panel(done, 2)
+@pytest.mark.usefixtures("trtexec")
+def test_results_of_another_device_are_refused(jetson: Path) -> None:
+    results = run_by_hand(jetson)
+    with pytest.raises(InputError, match="not the one that this recipe is for"):
+        quietly(jetson, results=results)
 
 
 @pytest.mark.parametrize(
@@ -253,32 +268,43 @@ def test_results_of_another_device_are_refused(jetson: Path, tmp_path: Path) -> 
     [
         (["--via", "ssh nobody@nowhere"], "belong to a device recipe"),
         (["--results", "x"], "belong to a device recipe"),
-        (["--from", "{device}", "--via", "'"], "no trtexec"),
         (["--from", "nowhere"], "no device recipe"),
     ],
 )
-def test_what_does_not_go_together_is_refused(device: Path, words: list[str], said: str) -> None:
-    given = [word.replace("{device}", str(device)) for word in words]
-    done = edgekit("build", *given, folder=device.parent)
-    if said == "no trtexec":  # a CPU's engine
-        said = "not built by trtexec"
-    assert said in panel(done, 2)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    assert said in panel(edgekit("build", *words, folder=tmp_path), 2)
 
 
-def test_a_trtexec_that_takes_too_long_is_ended(someone: Path, tmp_path: Path) -> None:
-    trtexec = fake_trtexec.install(tmp_path / "bin", fault="slow-build")
-    done = edgekit(
-        "build", "--from", str(someone), "--time-limit", "2", folder=tmp_path, TRTEXEC=str(trtexec)
-    )
-    assert "took longer than its time limit" in panel(done, 6)
+def test_a_processors_engine_is_not_built_by_trtexec(device: Path) -> None:
+    for options in ({"via": "ssh user@device"}, {"results": device}):
+        with pytest.raises(InputError, match="not built by trtexec"):
+            quietly(device, **options)
+
+
+@pytest.mark.parametrize("via", ["'", "ssh 'user"])
+def test_a_prefix_that_is_no_command_line_is_refused(someone: Path, via: str) -> None:
+    with pytest.raises(InputError, match="no command line"):
+        quietly(someone, via=via)
+
+
+def test_a_prefix_of_a_program_that_is_not_here_is_missing(someone: Path) -> None:
+    with pytest.raises(MissingPackageError, match="no nowhere-ssh"):
+        quietly(someone, via="nowhere-ssh user@device")
+
+
+def test_a_trtexec_that_takes_too_long_is_ended(someone: Path, trtexec: Path) -> None:
+    (trtexec / "fault").write_text("slow-build")
+    with pytest.raises(ResourceError, match="took longer than its time limit"):
+        quietly(someone, time_limit_s=2)
     assert not (someone / "built").exists()
+    assert not fake_trtexec.is_at_work(str(trtexec))
 
 
-def test_ctrl_c_ends_trtexec_too(someone: Path, tmp_path: Path) -> None:
-    trtexec = fake_trtexec.install(tmp_path / "bin", fault="slow-build")
+def test_ctrl_c_ends_trtexec_too(someone: Path, trtexec: Path, tmp_path: Path) -> None:
+    (trtexec / "fault").write_text("slow-build")
     process = subprocess.Popen(
         [sys.executable, "-m", "edgekit.cli", "build", "--from", str(someone)], cwd=tmp_path,
-        env={**os.environ, "TRTEXEC": str(trtexec)}, stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with process:
         deadline = time.monotonic() + 30
@@ -286,7 +312,7 @@ def test_ctrl_c_ends_trtexec_too(someone: Path, tmp_path: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
-    words = str(tmp_path / "bin")
+    words = str(trtexec)
     deadline = time.monotonic() + 5
     while fake_trtexec.is_at_work(words) and time.monotonic() < deadline:
         time.sleep(0.05)
