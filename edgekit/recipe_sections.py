@@ -392,9 +392,11 @@ class ShapeRange(Section):
 class EngineSection(Section):
     """How an engine is built. `auto`: INT8 where the target has it; on a target that is measured
     here, the fastest that keeps the accuracy which the gate asks for. The limits of memory and
-    time are for the process that builds. `refit` keeps an engine's weights exchangeable, `strip`
-    leaves them out of the plan. `search_s` lets a CPU's runtime measure the settings of its session
-    for so long; equal builds may then find other settings."""
+    time are for the process that builds. `typing`: every type from the graph, or flags that leave
+    what is not quantized to TensorRT (8.5 to 10.x), where these were measured faster. `refit`
+    keeps an engine's weights exchangeable, `strip` leaves them out of the plan. `search_s` lets a
+    CPU's runtime measure the settings of its session for so long; equal builds may then find other
+    settings."""
 
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     batch: BatchRange = BatchRange()
@@ -405,6 +407,7 @@ class EngineSection(Section):
     threads: int = Field(default=0, ge=0, le=1024)
     memory_limit_mb: Whole | None = None
     time_limit_s: Positive | None = None
+    typing: Literal["auto", "strong", "flags"] = "auto"
     optimization_level: int | None = Field(default=None, ge=0, le=5)
     max_dla_fallbacks: int | None = Field(default=None, ge=0)
     refit: bool = False

@@ -46,11 +46,11 @@ NOT_ASKED = Unknown("the runtime does not say what its layers are")
 class BuilderOptions:
     """How a compiler of engines is driven; a runtime that has no such thing ignores it.
 
-    `memory_cap_bytes` and `time_limit_s` are for the process that builds (None: nine tenths of
-    this machine's memory, and two hours). `typing` "strong" takes every type from the graph,
-    "flags" leaves what is not quantized to the builder, "auto" is the first where the graph is
-    typed for it. `refit` keeps the weights exchangeable, `strip` leaves them out of the plan.
-    `max_dla_fallbacks` is how many layers may run on the GPU though a DLA was asked for.
+    `memory_cap_bytes` and `time_limit_s` are for the process that builds (None: the target's, else
+    nine tenths of this machine's memory, and two hours). `typing` "strong" takes every type from
+    the graph, "flags" leaves what is not quantized to the builder, "auto" is the first where the
+    graph is typed for it. `refit` keeps the weights exchangeable, `strip` leaves them out of the
+    plan. `max_dla_fallbacks` is how many layers may run on the GPU though a DLA was asked for.
     `timing_cache` is a folder that outlives the build. `search_s` is how long a CPU's runtime may
     measure settings of its session; 0 takes the defaults, and equal builds are equal.
     """

@@ -68,17 +68,18 @@ class Compiled:
 
 
 def limits_of(request: EngineRequest) -> Limits:
-    """What the building process may take: the request's limits, else the defaults.
+    """What the building process may take: the request's limits, else the target's, else defaults.
 
     Where the GPU shares the CPU's memory, some of it must stay available to the rest.
     """
     memory = request.target.memory
     shared = memory is not None and memory.shared_with_cpu
-    total = psutil.virtual_memory().total
+    own, defaults = request.builder, request.target.builder
+    most = int(_MEMORY_SHARE * psutil.virtual_memory().total)
     return Limits(
-        memory_bytes=request.builder.memory_cap_bytes or int(_MEMORY_SHARE * total),
+        memory_bytes=own.memory_cap_bytes or defaults.memory_cap_bytes or most,
         least_available_bytes=_KEPT_FOR_OTHERS if shared else None,
-        seconds=request.builder.time_limit_s or DEFAULT_TIME_LIMIT_S,
+        seconds=own.time_limit_s or defaults.time_limit_s or DEFAULT_TIME_LIMIT_S,
     )
 
 

@@ -183,6 +183,7 @@ def engine_request(
         builder=BuilderOptions(
             memory_cap_bytes=options.memory_limit_mb * 10**6 if options.memory_limit_mb else None,
             time_limit_s=options.time_limit_s,
+            typing=options.typing,
             refit=options.refit,
             strip=options.strip,
             optimization_level=options.optimization_level,

@@ -112,9 +112,14 @@ class Shares(_Part):
 
 
 class Builder(_Part):
-    """Defaults of the engine builder; a recipe's [engine] wins."""
+    """Defaults of the engine builder; a recipe's [engine] wins.
+
+    `memory_cap_bytes` and `time_limit_s` are for the process that builds.
+    """
 
     workspace_bytes: Count | None = None
+    memory_cap_bytes: Count | None = None
+    time_limit_s: Rate | None = None
 
 
 class Identity(_Part):

@@ -20,7 +20,7 @@ from edgekit.engines.manifest import load_engine
 from edgekit.engines.trt_job import CompileJob
 from edgekit.engines.watched import Limits
 from edgekit.errors import InputError, ResourceError
-from edgekit.targets import load_target
+from edgekit.targets import Target, load_target
 from edgekit.values import Unknown
 
 MIB = 1 << 20
@@ -84,6 +84,29 @@ def test_a_silent_compiler_is_told_of_with_its_time_and_memory(fake: Fake) -> No
     assert any(said.startswith("1 s, ") and said.endswith(" MB") for said in told), told
 
 
+def test_limits_are_the_requests_then_the_targets_then_ours() -> None:
+    target = load_target("jetson-orin-nano-8gb")
+    own = BuilderOptions(memory_cap_bytes=5, time_limit_s=6.0)
+    builder = target.builder.model_copy(update={"memory_cap_bytes": 7, "time_limit_s": 8.0})
+    careful = target.model_copy(update={"builder": builder})
+
+    def found(target: Target, options: BuilderOptions) -> Limits:
+        return trt_common.limits_of(
+            EngineRequest(
+                model_path=Path("m"), name="m", target=target, precision="fp16", builder=options
+            )
+        )
+
+    assert (found(careful, own).memory_bytes, found(careful, own).seconds) == (5, 6.0)
+    plain = BuilderOptions()
+    assert (found(careful, plain).memory_bytes, found(careful, plain).seconds) == (7, 8.0)
+    assert found(target, plain).seconds == trt_common.DEFAULT_TIME_LIMIT_S
+    assert (found(target, plain).memory_bytes or 0) > 0
+    # The GPU takes from the CPU's memory there, and nowhere else.
+    assert found(target, plain).least_available_bytes == 256 * MIB
+    assert found(load_target("rtx-3060"), plain).least_available_bytes is None
+
+
 @linux
 def test_ctrl_c_ends_the_build_and_its_process_group_within_a_second(
     fake: Fake, tmp_path: Path
@@ -142,7 +165,7 @@ from pathlib import Path
 from edgekit.engines import tensorrt_rtx
 from edgekit.engines.base import EngineRequest
 from edgekit.errors import EdgekitError
-from edgekit.targets import load_target
+from edgekit.targets import Target, load_target
 model, folder, limit = sys.argv[1:]
 request = EngineRequest(
     model_path=Path(model), name="net", target=load_target("rtx-3060"), precision="fp32"
