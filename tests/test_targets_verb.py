@@ -13,6 +13,7 @@ from conftest import residual_graph
 from typer.testing import CliRunner
 
 from edgekit.cli import app
+from edgekit.engines import tensorrt_rtx
 from edgekit.targets import load_target, target_names
 
 RECIPE = """
@@ -236,3 +237,18 @@ def test_an_override_of_the_default_jetpack_is_the_devices(folder: Path) -> None
     code, found = document("build", "--target", "jetson-orin-nano-8gb", "--dry-run")
     assert code == 0
     assert "quantize" not in {step["step"] for step in found["steps"]}
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(not tensorrt_rtx.is_installed(), reason="needs the rtx extra")
+def test_a_turing_card_gets_its_engine_though_its_runtime_refuses_fp32_products(
+    folder: Path,
+) -> None:
+    project(folder)
+    code, found = document("build", "--target", "t4", "--precision", "fp16")
+    assert code == 0
+    (target,) = found["targets"]
+    assert (target["precision"], target["verdict"]) == ("fp16", "pending")
+    assert "engine" in target["files"]
+    (note,) = [note for note in target["notes"] if "original" in note and "FP16" in note]
+    assert "FP32 GEMM is not supported" in note
