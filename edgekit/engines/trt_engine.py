@@ -120,7 +120,7 @@ def build_engine(
         compiled = compile_apart(job, limits=limits_of(request), on_progress=request.on_progress)
     log = build_log(job, compiled)
     files.write_text(folder / LOG_FILE, log)
-    figures, layers, notes = _layers_of(model, request.batch[1], compiled)
+    figures, layers, notes = layers_of(model, request.batch[1], compiled.layers)
     engine = Engine(
         path=place,
         name=request.name,
@@ -136,7 +136,7 @@ def build_engine(
         extents=input_extents(model.inputs, request),
         built_for=built_for,
         settings=_settings(job, compiled, package),
-        figures=figures,
+        figures={**compiled.figures, **figures},
         flags=compiled.flags,
         layers=layers,
         log_sha256=files.digest_bytes(log.encode()),
@@ -184,18 +184,20 @@ def _settings(job: CompileJob, compiled: Compiled, package: TrtPackage) -> dict[
     return settings
 
 
-def _layers_of(
-    model: Model, batch: int, compiled: Compiled
+def layers_of(
+    model: Model, batch: int, told: str | Unknown
 ) -> tuple[dict[str, Figure], tuple[EngineLayer, ...] | Unknown, tuple[str, ...]]:
-    """The figures with what the layers come to, the layers, and what is to be said of them."""
-    figures = dict(compiled.figures)
-    if isinstance(compiled.layers, Unknown):
-        return figures, compiled.layers, ()
+    """What the layers come to as figures, the layers, and what is to be said of them.
+
+    `told` is the inspector's JSON, or why there is none.
+    """
+    if isinstance(told, Unknown):
+        return {}, told, ()
     try:
-        report = read_layers(compiled.layers, _macs(model, batch))
+        report = read_layers(told, _macs(model, batch))
     except InputError as error:
-        return figures, Unknown(f"{error.what}: {error.got}"), ()
-    figures |= {
+        return {}, Unknown(f"{error.what}: {error.got}"), ()
+    figures = {
         "reformats": report.reformats,
         "int8_layers": report.int8_layers,
         "int8_macs": report.int8_macs,

@@ -126,4 +126,5 @@ def _failure(recipe: DeviceRecipe, shell: Shell, ended: shells.Ended) -> Edgekit
 
 
 def _versions(recipe: DeviceRecipe) -> str:
-    return " or ".join(f"TensorRT {build['runtime']['version']}" for build in recipe.builds)
+    versions = dict.fromkeys(build["runtime"]["version"] for build in recipe.builds)
+    return " or ".join(f"TensorRT {version}" for version in versions)

@@ -1,19 +1,16 @@
-"""What build.sh left on a device, read: the engine, its answers, a measurement and its doubts."""
+"""What build.sh left on a device, read: its answers, a measurement and the doubts about it."""
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgekit import board, files
+from edgekit import board
 from edgekit.engines import trtexec_output as output
-from edgekit.engines.base import Engine, read_model
 from edgekit.engines.device_recipe import DeviceRecipe
-from edgekit.engines.manifest import write_manifest
-from edgekit.engines.trtexec_flags import MODEL_FILE, generation_of, version_from_number
+from edgekit.engines.trtexec_flags import version_from_number
 from edgekit.engines.trtexec_script_parts import (
     ENGINE_FILE,
     answer_name,
@@ -23,7 +20,7 @@ from edgekit.engines.trtexec_script_parts import (
 from edgekit.errors import InputError
 from edgekit.values import Array, Figure, Measurement, Unknown
 
-_AGAIN = "Run build.sh on the device again, and copy all of its results/."
+AGAIN = "Run build.sh on the device again, and copy all of its results/."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ def read_results(recipe: DeviceRecipe, results: Path) -> DeviceRun:
         output.read_outputs(results / answer_name(k), recipe.outputs)
         for k in range(len(recipe.golden))
     )
-    built = _log(results / "build.log")
+    built = read_run(results / "build.log")
     measurement, rates, doubts = _measurement(recipe, results, version)
     facts = _facts(results)
     conditions = {**measurement.conditions, **{f"device_{k}": v for k, v in facts.items()}}
@@ -69,64 +66,6 @@ def read_results(recipe: DeviceRecipe, results: Path) -> DeviceRun:
     )
 
 
-def device_engine(recipe: DeviceRecipe, results: Path, run: DeviceRun, folder: Path) -> Engine:
-    """The engine of the results with its manifest, written into the folder.
-
-    Raises InputError where the engine is not there, or not the one that was built.
-    """
-    source = results / ENGINE_FILE
-    try:
-        wanted = (results / f"{ENGINE_FILE}.sha256").read_text().strip()
-        found = files.digest_file(source)
-    except OSError as error:
-        raise InputError(
-            "the engine is not in the results", where=str(source),
-            got=error.strerror or str(error), hint=_AGAIN,
-        ) from error  # fmt: skip
-    if found != wanted:
-        raise InputError(
-            "the engine is not the one that was built", where=str(source),
-            got=f"SHA-256 {found}", wanted=f"SHA-256 {wanted}", hint=_AGAIN,
-        )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, folder / ENGINE_FILE)
-    build = next(
-        b for b in recipe.builds
-        if generation_of(b["runtime"]["version"]) == generation_of(run.version)
-    )  # fmt: skip
-    log = _log(results / "build.log")
-    request = recipe.request()
-    model = read_model(recipe.folder / MODEL_FILE)
-    engine = Engine(
-        path=folder / ENGINE_FILE,
-        name=recipe.name,
-        target=recipe.target.name,
-        runtime="tensorrt",
-        runtime_version=run.version,
-        precision=recipe.precision,
-        sha256=found,
-        file_bytes=source.stat().st_size,
-        model_sha256=recipe.sha256[MODEL_FILE],
-        inputs=model.inputs,
-        outputs=model.outputs,
-        extents=request.shapes,
-        built_for={
-            "compute_capability": recipe.target.compute_capability,
-            **{k: v for k, v in run.facts.items() if k in ("machine", "model", "l4t")},
-        },
-        settings={"trtexec": " ".join(build["trtexec"])},
-        figures={
-            name: log.figure(name)
-            for name in ("weight_bytes", "activation_bytes", "scratch_bytes",
-                         "host_persistent_bytes", "device_persistent_bytes")
-        },
-        notes=("built by trtexec on the device: its choice of kernels goes by time, so that "
-               "another build may differ", *run.notes),
-    )  # fmt: skip
-    write_manifest(engine)
-    return engine
-
-
 def _version(recipe: DeviceRecipe, results: Path) -> str:
     """The TensorRT that was there. Raises InputError where the results are not this recipe's."""
     try:
@@ -134,7 +73,7 @@ def _version(recipe: DeviceRecipe, results: Path) -> str:
     except OSError as error:
         raise InputError(
             "these are no results of a device recipe", where=str(results),
-            got=error.strerror or str(error), hint=_AGAIN,
+            got=error.strerror or str(error), hint=AGAIN,
         ) from error  # fmt: skip
     if stamp != recipe.stamp:
         raise InputError(
@@ -145,20 +84,21 @@ def _version(recipe: DeviceRecipe, results: Path) -> str:
     return version_from_number(number) or str(recipe.builds[0]["runtime"]["version"])
 
 
-def _log(path: Path, *, wants_graph: bool = False) -> output.TrtexecLog:
+def read_run(path: Path, *, wants_graph: bool = False) -> output.TrtexecLog:
+    """The log of a run that came to a good end. Raises InputError for any other."""
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
         raise InputError(
             "a log of trtexec is not in the results", where=str(path),
-            got=error.strerror or str(error), hint=_AGAIN,
+            got=error.strerror or str(error), hint=AGAIN,
         ) from error  # fmt: skip
     log = output.read_log(text, wants_graph=wants_graph)
     if log.outcome != "PASSED":
         raise InputError(
             "trtexec did not come to a good end", where=str(path),
             got="\n".join(log.errors[-5:]) or log.outcome or "a log that ends in the middle",
-            wanted="&&&& PASSED", hint=_AGAIN,
+            wanted="&&&& PASSED", hint=AGAIN,
         )  # fmt: skip
     return log
 
@@ -174,12 +114,12 @@ def _measurement(
     drops: list[Figure] = []
     for turn in range(rounds):
         place = results / times_name(turn)
-        log = _log(place.with_suffix(".log"), wants_graph=True)
+        log = read_run(place.with_suffix(".log"), wants_graph=True)
         qps = log.figure("throughput_qps")
         if isinstance(qps, Unknown) or qps <= 0:
             raise InputError(
                 "trtexec's log has no throughput", where=str(place.with_suffix(".log")),
-                wanted="Throughput: N qps", hint=_AGAIN,
+                wanted="Throughput: N qps", hint=AGAIN,
             )  # fmt: skip
         starts.append(len(samples))
         samples += [ms / 1e3 for ms in output.read_times(place)]
@@ -246,7 +186,7 @@ def _taken_at(results: Path) -> float:
     except (OSError, ValueError) as error:
         raise InputError(
             "the results do not say when they were taken", where=str(path),
-            got=f"{type(error).__name__}: {error}", hint=_AGAIN,
+            got=f"{type(error).__name__}: {error}", hint=AGAIN,
         ) from error  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def script(plan: ScriptPlan) -> str:
     """
     places = dict.fromkeys(place for place in (plan.trtexec, *_PLACES) if place)
     sums = "\n".join(f"{digest}  {name}" for name, digest in plan.sha256.items())
-    known = ", ".join(build.version for build in plan.builds)
+    known = ", ".join(dict.fromkeys(build.version for build in plan.builds))
     generations = generations_of(plan.builds)
     times = Times(seconds=plan.seconds, rounds=plan.rounds, warmup_seconds=plan.warmup_seconds)
     return f"""#!/bin/sh

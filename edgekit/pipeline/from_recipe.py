@@ -125,7 +125,8 @@ def _python_can(runtime: str, version: str) -> bool:
 
 
 def _nothing_builds(recipe: DeviceRecipe) -> MissingPackageError:
-    wanted = " or ".join(f"TensorRT {build['runtime']['version']}" for build in recipe.builds)
+    versions = dict.fromkeys(build["runtime"]["version"] for build in recipe.builds)
+    wanted = " or ".join(f"TensorRT {version}" for version in versions)
     return MissingPackageError(
         f"nothing on this machine builds an engine for {recipe.target.title}",
         where=str(recipe.folder), got="neither TensorRT's Python package nor trtexec",

@@ -13,7 +13,8 @@ from edgekit.bench import statistics
 from edgekit.engines.device_recipe import DeviceRecipe, refuse_other_version
 from edgekit.engines.shells import Shell
 from edgekit.engines.trtexec import GPUS_FILE, device_root, run_recipe
-from edgekit.engines.trtexec_results import DeviceRun, device_engine, read_results
+from edgekit.engines.trtexec_engine import device_engine
+from edgekit.engines.trtexec_results import DeviceRun, read_results
 from edgekit.engines.trtexec_script_parts import RESULTS_FOLDER
 from edgekit.pipeline.golden import compare
 from edgekit.pipeline.made import WRONG_ANSWERS, Made, answers_hold

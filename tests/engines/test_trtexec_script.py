@@ -20,7 +20,9 @@ from conftest import residual_graph
 
 from edgekit import files
 from edgekit.engines.device_recipe import DeviceRecipe, load_device_recipe
-from edgekit.engines.trtexec_results import device_engine, read_results
+from edgekit.engines.manifest import load_engine
+from edgekit.engines.trtexec_engine import device_engine
+from edgekit.engines.trtexec_results import read_results
 from edgekit.errors import InputError
 from edgekit.targets import load_target
 
@@ -104,6 +106,8 @@ def test_the_whole_of_it_is_left_in_results(
     engine = device_engine(recipe, recipe.folder / "results", found, tmp_path / "engine")
     assert engine.sha256 == files.digest_file(tmp_path / "engine" / "model.engine")
     assert engine.figures["scratch_bytes"] == 512
+    assert [layer.name for layer in engine.layers] == ["conv", "fc"]
+    assert load_engine(tmp_path / "engine") == engine
     assert not list((recipe.folder / "results").glob("*.partial"))
 
 
