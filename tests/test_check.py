@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgekit import api, files
@@ -19,6 +20,8 @@ from edgekit.engines.here import facts_here, processor_here
 from edgekit.engines.manifest import load_engine, write_manifest
 from edgekit.errors import InputError
 from edgekit.models.source import load
+from edgekit.pipeline.alone import bench_engine, verify_files
+from edgekit.pipeline.origin import Origin
 
 ORIN = {
     "machine": "aarch64", "system": "Linux", "compute_capability": "8.7",
@@ -208,8 +211,14 @@ def test_opening_and_measuring_refuse_it_before_the_runtime_sees_it(
         built, precision="int8", built_for={**processor_here(), "machine": "another"}
     )
     write_manifest(elsewhere)
+    folder = elsewhere.path.parent
+    data = tmp_path / "data.npz"
+    np.savez(data, image=np.zeros((2, 3, 8, 8), np.float32))
+    model, engine = Origin(place=str(residual_path)), Origin(place=str(folder))
     for refused in (
-        lambda: api.open(elsewhere.path.parent),
+        lambda: api.open(folder),
+        lambda: bench_engine(folder, data=str(data), seconds=1.0, out=None),
+        lambda: verify_files(model, engine, data=str(data), recipe=None, metric=None),
         lambda: require_fit(load_engine(elsewhere.path)),
     ):
         with pytest.raises(InputError, match="built for another machine") as refusal:

@@ -18,6 +18,7 @@ from edgekit.values import Feeds, Session, run
 _ROUNDS = 15
 _LEAST_ROUNDS = 5
 _TURN_S = 0.002
+_PAUSE_S = 0.002  # the session before has stopped spinning
 _LEAST_GAIN = 0.05  # of the defaults' time; less is within what a machine's own unrest does
 _WON = 0.8  # of the rounds
 
@@ -110,9 +111,12 @@ def _interleaved(
         session.stage(feeds)
     taken: dict[SessionSettings, list[float]] = {settings: [] for settings in sessions}
     for _ in range(_ROUNDS):
-        turn = {settings: _seconds_a_call(session) for settings, session in sessions.items()}
-        if time.monotonic() > deadline:
-            break  # a round that was cut short is none
+        turn: dict[SessionSettings, float] = {}
+        for settings, session in sessions.items():
+            if time.monotonic() > deadline:
+                return taken  # a round that was cut short is none
+            time.sleep(_PAUSE_S)
+            turn[settings] = _seconds_a_call(session)
         for settings, value in turn.items():
             taken[settings].append(value)
     return taken
