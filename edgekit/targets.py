@@ -203,6 +203,8 @@ def _loaded(path: Path, jetpack: str, *, own: bool, at: str = "") -> Profile:
         target=_validated(layer, paths), own=own, files=tuple(map(_shown, paths))
     )  # fmt: skip
     target = profile.target
+    if "@" in target.name:
+        raise _faulty([f'name: "{target.name}" has an @, after which a JetPack is named'], paths)
     if own:
         _refuse_taken_name(path, target)
     if not at:

@@ -46,10 +46,19 @@ def own_folders(beside: Path | None = None) -> tuple[Path, ...]:
 
 
 def own_files(beside: Path | None = None) -> dict[str, Path]:
-    """The user's own targets by name: the file is called as its target is."""
+    """The user's own targets by name: the file is called as its target is.
+
+    Raises InputError for a folder that cannot be read.
+    """
     found: dict[str, Path] = {}
     for folder in own_folders(beside):
-        for path in sorted(folder.glob("*.toml")):
+        try:
+            paths = sorted(path for path in folder.iterdir() if path.suffix == ".toml")
+        except OSError as error:
+            raise InputError(
+                "the folder of your own targets cannot be read", where=str(folder), got=str(error)
+            ) from error
+        for path in paths:
             found.setdefault(path.stem, path)
     return found
 

@@ -242,6 +242,15 @@ def test_a_gpu_without_shares_is_estimated_at_its_best() -> None:
     assert found.peak["int8"] == pytest.approx(33e12, rel=0.02)
 
 
+def test_rates_that_nobody_has_confirmed_are_said() -> None:
+    assert not [line for line in rates_of(load_target("t4")).said if "unverified" in line]
+    said = "\n".join(rates_of(load_target("rtx-4060")).said)
+    assert "unverified in it: peak.fp16, peak.fp32, peak.int8" in said
+    slow = rates_of(load_target("jetson-orin-nano-8gb@6.0")).said
+    assert slow[0].endswith("jetson-orin-nano-8gb.toml, in the power mode 15W")
+    assert "memory.bandwidth_bytes_per_s" in slow[1]
+
+
 INTEL = "processor : 0\ncpu MHz : 2000.000\nflags : fpu avx2 fma {more}\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,25 @@ def test_a_file_whose_target_has_another_name_is_refused(
     with pytest.raises(InputError) as caught:
         load_target("yours")
     assert '"mine" is not what the file is called' in caught.value.got
+
+
+def test_a_folder_that_cannot_be_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "targets"
+    folder.mkdir(mode=0)
+    if os.access(folder, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(InputError, match="cannot be read"):
+        target_names()
+
+
+def test_a_name_with_a_jetpack_in_it_is_a_fault(tmp_path: Path) -> None:
+    path = write(tmp_path, "x@6.0", "cpu").rename(tmp_path / "x.toml")
+    with pytest.raises(InputError) as caught:
+        load_target(str(path))
+    assert "has an @" in caught.value.got
 
 
 def test_the_faults_of_all_of_a_users_files_are_listed_at_once(
