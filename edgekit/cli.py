@@ -526,6 +526,9 @@ def quantize(
     min_int8_share: Annotated[
         float | None, typer.Option(help="Of the MACs of weighted layers, in INT8; 0.95.")
     ] = None,
+    spare: Annotated[
+        float | None, typer.Option(help="Of the MACs, left in float where it helps most; 0.")
+    ] = None,
     bits: Annotated[
         int | None, typer.Option(help="Of the weights; fewer than 8 are simulated.")
     ] = None,
@@ -547,7 +550,7 @@ def quantize(
     settings = {
         "ranges": method, "refine": quantizing.refinements(refine), "max_drop": max_drop,
         "samples": quantizing.sample_count(samples), "min_int8_share": min_int8_share,
-        "weight_bits": bits, "max_ms": max_ms,
+        "weight_bits": bits, "max_ms": max_ms, "spare": spare,
     }  # fmt: skip
     request = quantizing.QuantizeRequest(
         origin=_origin(model, shapes, trust_pickle=trust_pickle, weights=weights, plan=plan),

@@ -336,3 +336,9 @@ def test_answers_of_another_shape_or_name_are_refused(jetson: Path) -> None:
     for answer in ({"logits": np.zeros((2, 4))}, {"scores": np.zeros((2, 5))}):
         with pytest.raises(InputError, match="does not answer with"):
             compare(golden, [answer, answer], 4)
+
+
+def test_a_device_needs_no_torch() -> None:
+    code = "import sys, edgekit.pipeline.from_recipe; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -31,7 +31,13 @@ from edgekit.engines.device_recipe import (
     has_trtexec,
     load_device_recipe,
 )
-from edgekit.engines.trtexec_flags import MODEL_FILE, Run, build_arguments, generation_of
+from edgekit.engines.trtexec_flags import (
+    MODEL_FILE,
+    Run,
+    build_arguments,
+    generation_of,
+    version_of,
+)
 from edgekit.engines.trtexec_script import SCRIPT_FILE, ScriptPlan, script
 from edgekit.engines.trtexec_script_parts import ScriptBuild
 from edgekit.errors import InputError
@@ -61,12 +67,12 @@ def write_device_recipe(
     contents: dict[str, bytes] = {
         MODEL_FILE: request.model_path.read_bytes(),
         GOLDEN_FILE: _npz(golden),
-        **(_raw_files(golden) if has_trtexec(request.target) else {}),
+        **(_raw_files(golden, request.target.runtime) if has_trtexec(request.target) else {}),
     }
     digests = {name: files.digest_bytes(content) for name, content in contents.items()}
     builds = [
         _build(request, runtime, {n: extents[n] for n in sorted(dynamic)}, extents)
-        for runtime in runtimes_of(request.target, model.opset)
+        for runtime in runtimes_of(request.target, model.opset, model.inputs)
         if runtime is request.target.runtime or _can(request, runtime)
     ]
     settings = {
@@ -118,21 +124,39 @@ def write_device_recipe(
     return load_device_recipe(folder)
 
 
-def runtimes_of(target: Target, opset: int) -> tuple[Runtime, ...]:
+def runtimes_of(
+    target: Target, opset: int, inputs: Sequence[TensorSpec] = ()
+) -> tuple[Runtime, ...]:
     """The target's runtime, and those of its other JetPacks that read the same model.
 
-    They want Q/DQ in the same dialect, and read the opset. What an older TensorRT takes, a newer
-    one does; not the other way round.
+    They want Q/DQ in the same dialect, read the opset, and take the inputs in the same types. What
+    an older TensorRT takes, a newer one does; not the other way round.
     """
     major = int(target.runtime.version.partition(".")[0])
+    types = _types_taken(inputs, target.runtime)
     found = [target.runtime]
     for jetpack, pack in target.jetpacks.items():
         same = pack.dialect == target.runtime.dialect and pack.opset >= opset
         same = same and int(pack.version.partition(".")[0]) >= major
         if jetpack != target.runtime.jetpack and same:
             update = {**pack.model_dump(), "jetpack": jetpack}
-            found.append(target.runtime.model_copy(update=update))
+            other = target.runtime.model_copy(update=update)
+            if _types_taken(inputs, other) == types:
+                found.append(other)
     return tuple(found)
+
+
+def _types_taken(inputs: Sequence[TensorSpec], runtime: Runtime) -> tuple[str, ...]:
+    return tuple(_type_taken(spec.dtype, runtime) for spec in inputs)
+
+
+def _type_taken(dtype: str, runtime: Runtime) -> str:
+    """The type in which an engine takes an input: TensorRT has INT64 from 9 on, DOUBLE never."""
+    if runtime.name != "tensorrt":
+        return dtype
+    if dtype == "int64" and version_of(runtime.version) < (9, 0):
+        return "int32"
+    return "float32" if dtype == "float64" else dtype
 
 
 def raw_file(batch: int, place: int) -> str:
@@ -221,9 +245,9 @@ def _check_within(spec: TensorSpec, array: Array, extent: Extent) -> None:
         )  # fmt: skip
 
 
-def _raw_files(golden: Sequence[GoldenBatch]) -> dict[str, bytes]:
+def _raw_files(golden: Sequence[GoldenBatch], runtime: Runtime) -> dict[str, bytes]:
     return {
-        raw_file(k, j): np.ascontiguousarray(array).tobytes()
+        raw_file(k, j): array.astype(_type_taken(str(array.dtype), runtime), order="C").tobytes()
         for k, one in enumerate(golden)
         for j, array in enumerate(one.inputs.values())
     }

@@ -64,6 +64,10 @@ def script(plan: ScriptPlan) -> str:
 # Made by edgekit. It needs a POSIX shell, sha256sum and NVIDIA's trtexec; TRTEXEC names the latter
 # where it is not found. Everything that it makes lies in {RESULTS_FOLDER}/.
 set -eu
+asked=${{TRTEXEC:-}}
+case "$asked" in
+*/*) asked=$(cd -- "$(dirname -- "$asked")" 2>/dev/null && pwd || true)/${{asked##*/}} ;;
+esac
 cd -- "$(dirname -- "$0")"
 export LC_ALL=C
 
@@ -112,7 +116,7 @@ run() {{
 
 # --- what is here -------------------------------------------------------------------------------
 
-trtexec=${{TRTEXEC:-}}
+trtexec=$asked
 if [ -z "$trtexec" ]; then
     for place in {" ".join(map(shlex.quote, places))}; do
         if command -v "$place" >/dev/null 2>&1; then
@@ -122,7 +126,7 @@ if [ -z "$trtexec" ]; then
     done
 fi
 if [ -z "$trtexec" ] || ! command -v "$trtexec" >/dev/null 2>&1; then
-    say "there is no ${{trtexec:-trtexec}} here: set TRTEXEC to its path"
+    say "there is no ${{TRTEXEC:-trtexec}} here: set TRTEXEC to its path"
     exit 5
 fi
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import residual_graph
+from onnx import TensorProto, helper
 
 from edgekit import files
 from edgekit.engines.base import EngineRequest
@@ -162,6 +163,34 @@ def test_only_jetpacks_that_read_the_same_model_are_in_it() -> None:
     majors = {int(runtime.version.partition(".")[0]) for runtime in found.values()}
     assert min(majors) == int(target.runtime.version.partition(".")[0])
     assert [r.jetpack for r in runtimes_of(target, 99)] == [target.runtime.jetpack]
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("jetson-xavier-nx-8gb", np.int32), ("jetson-orin-nano-8gb", np.int64)]
+)
+def test_tensorrt_8_gets_its_int64_inputs_as_int32(
+    tmp_path: Path, target: str, dtype: type[np.generic]
+) -> None:
+    nodes = [
+        helper.make_node("Cast", ["n"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["c", "c"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("n", TensorProto.INT64, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=9)
+    onnx.save(model, tmp_path / "n.onnx")
+    values = np.arange(6, dtype=np.int64).reshape(2, 3)
+    recipe = device_recipes.write(
+        tmp_path / "n.onnx", tmp_path / "device", {"n": values}, target=load_target(target)
+    )
+    raw = np.fromfile(tmp_path / "device" / "golden" / "batch-0-input-0.bin", dtype)
+    assert raw.tolist() == [0, 1, 2, 3, 4, 5]
+    assert recipe.golden[0].inputs["n"].dtype == np.int64
+    sides = {int(build["runtime"]["version"].partition(".")[0]) >= 9 for build in recipe.builds}
+    assert sides == {dtype is np.int64}
 
 
 def test_a_tensorrt_of_another_generation_is_refused(written: Path) -> None:

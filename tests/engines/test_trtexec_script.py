@@ -202,6 +202,12 @@ def test_a_device_without_trtexec_is_told_what_to_set(recipe: DeviceRecipe) -> N
     assert "set TRTEXEC" in done.stderr
 
 
+def test_a_trtexec_may_be_named_from_where_one_stands(recipe: DeviceRecipe, tmp_path: Path) -> None:
+    fake_trtexec.install(tmp_path / "a bin")
+    done = run_script(recipe, "a bin/trtexec", cwd=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("number", ["8201", "8502", "110100"])
 def test_a_tensorrt_that_the_recipe_has_no_settings_for_is_refused(
     recipe: DeviceRecipe, tmp_path: Path, number: str
