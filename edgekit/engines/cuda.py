@@ -14,8 +14,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
-
 from edgekit.engines.cuda_runtime import (
     HINT,
     RuntimeMemory,
@@ -92,13 +90,16 @@ class Device:
         self._buffers.remove(address)
         self._memory.free(address)
 
-    def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """A host array that the device copies from and to without a detour."""
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    def pinned(self, size: int) -> Array:
+        """So many bytes of host memory, uint8, that the device copies without a detour."""
         raw = self._memory.pinned(max(size, 1))
         self._pinned.append(raw)
-        found: Array = raw[:size].view(dtype).reshape(shape)
-        return found
+        return raw
+
+    def release(self, pinned: Array) -> None:
+        """Gives host memory back before the end; no view of it may be used afterwards."""
+        self._pinned = [raw for raw in self._pinned if raw is not pinned]
+        self._memory.release(pinned)
 
     def to_device(self, address: int, source: Array) -> None:
         """Copies a contiguous array, in the order of the stream."""

@@ -252,7 +252,7 @@ def _read_answer(job: CompileJob, heard: _Heard, end: Ending) -> Compiled:
 def _refusal(job: CompileJob, answer: Mapping[str, Any]) -> EdgekitError:
     refusals = answer["refusals"]
     got = "\n".join(refusals[:_SHOWN_ERRORS])
-    if any(_OUT_OF_MEMORY.search(line) for line in refusals):
+    if any(map(is_out_of_memory, refusals)):
         return _OutOfMemoryError(
             f"{job.package} {answer['version']} ran out of memory",
             where=job.model, got=got,
@@ -268,6 +268,11 @@ def _refusal(job: CompileJob, answer: Mapping[str, Any]) -> EdgekitError:
     return InputError(
         f"{job.package} {answer['version']} refuses the model", where=job.model, got=got, hint=hint
     )
+
+
+def is_out_of_memory(said: str) -> bool:
+    """Whether a message of TensorRT's or CUDA's says that there was no memory left."""
+    return _OUT_OF_MEMORY.search(said) is not None
 
 
 def _spec(stored: Mapping[str, Any]) -> TensorSpec:

@@ -6,6 +6,7 @@ row are captured as a CUDA graph. Run against a stand-in of TensorRT and CUDA on
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from collections.abc import Callable, Mapping
@@ -19,10 +20,12 @@ from edgekit.engines import runtime_cache
 from edgekit.engines.base import Engine, missing_package
 from edgekit.engines.cuda import Device
 from edgekit.engines.trt_child import collecting_logger, dtype_name
-from edgekit.errors import EdgekitError, InputError, MissingPackageError
+from edgekit.engines.trt_common import is_out_of_memory
+from edgekit.errors import EdgekitError, InputError, MissingPackageError, ResourceError
 from edgekit.values import Array, Feeds, TensorSpec
 
 _LOG = logging.getLogger(__name__)
+_SHOWN = 3
 _REBUILD = "Build the engine again, on this device and with this TensorRT: edgekit build."
 
 
@@ -62,11 +65,11 @@ def open_plan(engine: Engine, package: str, extra: str, *, device: Device | None
 
 @dataclass
 class _Buffer:
-    """One tensor's places: page-locked on the host, and on the device."""
+    """One tensor's places: page-locked on the host (`host` is a view of it), and on the device."""
 
-    host: Array
+    raw: Array
     address: int
-    room: int
+    host: Array
 
 
 class TrtSession:
@@ -76,7 +79,8 @@ class TrtSession:
         self._device = device
         self._where = str(engine.path)
         self._extents = engine.extents
-        self._logger = collecting_logger(trt)
+        self._logger = _logger_of(trt)
+        self._said_before = len(self._logger.lines)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine.path.read_bytes())
         if self._engine is None:
@@ -249,14 +253,16 @@ class TrtSession:
         dtype = np.dtype(spec.dtype)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         had = self._buffers.get(spec.name)
-        if had is not None and had.room >= size:
-            address, room = had.address, had.room
+        if had is not None and had.raw.nbytes >= size:
+            raw, address = had.raw, had.address
         else:
             if had is not None:
+                del self._buffers[spec.name]
                 self._device.free(had.address)
-            address, room = self._device.allocate(size), size
-        host = self._device.pinned(shape, dtype)
-        self._buffers[spec.name] = _Buffer(host, address, room)
+                self._device.release(had.raw)
+            raw, address = self._device.pinned(size), self._device.allocate(size)
+        host = raw[:size].view(dtype).reshape(shape)
+        self._buffers[spec.name] = _Buffer(raw, address, host)
         if not self._context.set_tensor_address(spec.name, address):
             raise self._refusal(f'TensorRT takes no address for "{spec.name}"')
 
@@ -274,8 +280,19 @@ class TrtSession:
             _LOG.warning("%s: %s", self._where, said)
             return None
 
-    def _refusal(self, what: str) -> InputError:
-        said = [message for severity, message in self._logger.lines if "ERROR" in severity]
-        return InputError(
-            what, where=self._where, got="\n".join(said[-3:]) or "no reason given", hint=_REBUILD
-        )
+    def _refusal(self, what: str) -> EdgekitError:
+        lines = self._logger.lines[self._said_before :]
+        said = [message for severity, message in lines if "ERROR" in severity]
+        got = "\n".join(said[-_SHOWN:]) or "no reason given"
+        if is_out_of_memory(got):
+            return ResourceError(
+                what, where=self._where, got=got,
+                hint="Use a smaller batch or engine, or end what else uses the GPU.",
+            )  # fmt: skip
+        return InputError(what, where=self._where, got=got, hint=_REBUILD)
+
+
+@functools.cache
+def _logger_of(trt: Any) -> Any:
+    """TensorRT keeps the first logger of a process for all that come after, so there is one."""
+    return collecting_logger(trt)

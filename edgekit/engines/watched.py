@@ -210,11 +210,25 @@ def end_group(child: subprocess.Popen[str]) -> None:
 
 
 def _group_exists(group: int) -> bool:
+    """Whether anything of the group still runs.
+
+    A dead grandchild stays in it until the system's first process waits for it, which in a
+    container may be never.
+    """
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
         return False
-    return True
+    members = group_members(group)
+    return any(not _is_dead(pid) for pid in members)
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return Path("/proc/self").exists()
+    return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
 def group_members(group: int) -> tuple[int, ...]:

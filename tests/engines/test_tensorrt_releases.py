@@ -459,6 +459,22 @@ def test_a_plan_of_another_release_is_refused_and_nothing_is_left(
     assert library.left() == (0, 0, 0)
 
 
+def test_shapes_that_come_and_go_take_no_more_memory_than_the_largest(
+    site: Site, residual_path: Path, tmp_path: Path
+) -> None:
+    site.install("10.3")
+    engine = tensorrt.build(request_for(residual_path, batch=(1, 2, 4)), tmp_path / "engine")
+    library = Cudart()
+    with opened(engine, library) as session:
+        for batch in (1, 4, 2, 3, 4, 1):
+            assert run(session, feeds(batch))["logits"].shape == (batch, 5)
+        # On the device and on the host, for the input and for the output.
+        assert len(library.memory) == 4
+        sizes = sorted(len(block) for block in library.memory.values())
+    assert sizes == [4 * 4 * 5] * 2 + [4 * 4 * 3 * 8 * 8] * 2
+    assert library.left() == (0, 0, 0)
+
+
 def test_a_run_that_fails_is_an_error(site: Site, residual_path: Path, tmp_path: Path) -> None:
     site.install("10.3", cannot_run=True)
     engine = tensorrt.build(request_for(residual_path), tmp_path / "engine")
