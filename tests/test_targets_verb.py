@@ -169,6 +169,19 @@ def test_a_dla_core_beyond_the_last_is_refused(folder: Path) -> None:
     assert found["recipe"]["engine"]["dla"] == 0
 
 
+def test_an_engine_for_a_dla_is_fp16_and_no_other_precision_is_taken(folder: Path) -> None:
+    project(folder)
+    code, found = document("build", "--target", "jetson-orin-nx-16gb", "--dla", "--dry-run")
+    assert code == 0
+    assert "quantize" not in {step["step"] for step in found["steps"]}
+    for precision, what in (("int8", "wants a calibration cache"), ("fp32", "has no FP32")):
+        code, found = document("build", "-t", "jetson-orin-nx-16gb", "--dla",
+                               "--precision", precision)  # fmt: skip
+        assert code == 2
+        assert what in found["error"]["what"]
+        assert "--precision fp16" in found["error"]["hint"]
+
+
 def test_the_command_lines_precision_goes_before_every_override(folder: Path) -> None:
     project(folder, '[target.jetson.engine]\nprecision = "int8"\n[build]\ntargets = ["jetson"]\n')
     code, found = document("build", "--precision", "fp32", "--dry-run")

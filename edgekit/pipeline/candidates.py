@@ -15,7 +15,7 @@ from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions
-from edgekit.pipeline.hardware import no_hardware, refuse_missing_dla
+from edgekit.pipeline.hardware import dla_precision, no_hardware, refuse_missing_dla
 from edgekit.pipeline.steps import REPORT_FILE, Source
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe
@@ -82,6 +82,8 @@ def wanted_precisions(target: Target, recipe: Recipe) -> tuple[Precision, ...]:
             "engines are built and measured for one stream so far", where="engine.streams",
             got=str(recipe.engine.streams), wanted="1",
         )  # fmt: skip
+    if recipe.engine.dla is not None:
+        return (dla_precision(target, asked),)
     if asked == "auto":
         known: tuple[Precision, ...] = ("int8", "fp16", "fp32")
         offered = [p for p in known if p in target.precisions]

@@ -47,3 +47,26 @@ def refuse_missing_dla(target: Target, core: int) -> None:
             hint="TensorRT 10.7 was the last 10.x that drives it. Leave --dla (engine.dla in the "
             "recipe) out, or name a JetPack that has an older one.",
         )  # fmt: skip
+
+
+def dla_precision(target: Target, asked: str) -> Precision:
+    """The precision of an engine on a DLA core, which is FP16: "auto" means it.
+
+    Raises InputError for another one. A DLA has no FP32. It works in INT8 too, by a calibration
+    cache beside a float graph: TensorRT up to 10.7 does not take Q/DQ for it
+    (Deep-Learning-Accelerator-SW, operators/README.md), and a build writes Q/DQ.
+    """
+    if asked in ("auto", "fp16"):
+        return "fp16"
+    is_int8 = asked == "int8"
+    raise InputError(
+        "INT8 on a DLA wants a calibration cache, not Q/DQ" if is_int8 else "a DLA has no FP32",
+        where=f"engine.precision for {target.name}", got=asked, wanted="auto, fp16",
+        hint="Ask for --precision fp16"
+        + (
+            f", or make the cache: edgekit quantize MODEL --target {target.name} --dialect dla, "
+            "and build by hand with trtexec --int8 --calib."
+            if is_int8
+            else "."
+        ),
+    )  # fmt: skip
