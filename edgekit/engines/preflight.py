@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,10 +149,11 @@ def _compile(request: EngineRequest, model: Model, known: Sequence[NodeFinding])
         said = "not checked: tensorrt-rtx is not installed (pip install 'edgekit[rtx]')"
         return _Compiled(Line(check=check, answer=Answer.SKIPPED, said=said), ())
     judge = f"TensorRT-RTX {tensorrt_rtx.installed_version()} for {capability}"
+    on_gpu = replace(request, dla_core=None)  # it knows no DLA; of one only the device speaks
     try:
         with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
             tensorrt_rtx.compile_model(
-                request, Path(folder) / "model.engine", compute_capability=capability
+                on_gpu, Path(folder) / "model.engine", compute_capability=capability
             )
     except EdgekitError as error:
         refused = {finding.node for finding in known if finding.answer is Answer.REFUSED}

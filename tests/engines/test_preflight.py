@@ -428,6 +428,11 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.rtx
 @pytest.mark.skipif(not tensorrt_rtx.is_installed(), reason="needs the rtx extra")
 class TestCompile:
+    def test_a_graph_for_a_dla_is_compiled_without_one(self, residual_path: Path) -> None:
+        two = orin_with("10.3", dla=type(ORIN.dla)(cores=2))
+        report = checked(residual_path, two, dla_core=1, compile_here=True)
+        assert answers(report)["compile"] == "passed"
+
     def test_a_jetsons_graph_is_compiled_by_a_stand_in(self, residual_path: Path) -> None:
         report = checked(residual_path, compile_here=True)
         assert answers(report)["compile"] == "passed"
