@@ -1,8 +1,8 @@
 """TensorRT's timing cache: one file for each target, device, TensorRT and CUDA version.
 
 A second build with it need not time the same kernels again. It is worth nothing to another
-version, so what a file is of stands beside it; a file that is not what it should be is put aside,
-and the build goes on without.
+version, so the file begins with a line of JSON that says what it is of; one that is not what it
+should be is put aside, and the build goes on without.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_cache(folder: Path, key: CacheKey) -> tuple[bytes, str]:
         return b"", ""
     except OSError as error:
         return b"", f"the timing cache cannot be read ({error.strerror}): built without it"
-    told = _account(_account_of(place))
+    told, content = _parted(content)
     wrong = ""
     if told.get("sha256") != files.digest_bytes(content):
         wrong = "is damaged"
@@ -69,7 +69,6 @@ def put_aside(folder: Path, key: CacheKey, wrong: str) -> str:
     place = folder / key.file_name()
     try:
         place.replace(place.with_name(place.name + _ASIDE))
-        _account_of(place).unlink(missing_ok=True)
     except OSError as error:
         return f"the timing cache {wrong} and cannot be moved ({error.strerror})"
     return f"the timing cache {wrong}: put aside as {place.name}{_ASIDE}"
@@ -80,21 +79,16 @@ def write_cache(folder: Path, key: CacheKey, content: bytes) -> str:
     place = folder / key.file_name()
     account = {"of": key.to_json(), "sha256": files.digest_bytes(content)}
     try:
-        # A kill between the two leaves a pair that does not match, which the next build sees.
-        files.write_bytes(place, content)
-        files.write_text(_account_of(place), json.dumps(account) + "\n")
+        files.write_bytes(place, json.dumps(account).encode() + b"\n" + content)
     except (EdgekitError, OSError) as error:
         return f"the timing cache could not be kept: {error}"
     return ""
 
 
-def _account_of(place: Path) -> Path:
-    return place.with_name(place.name + ".json")
-
-
-def _account(place: Path) -> Mapping[str, object]:
+def _parted(stored: bytes) -> tuple[Mapping[str, object], bytes]:
+    head, _, content = stored.partition(b"\n")
     try:
-        told = json.loads(place.read_text())
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
+        told = json.loads(head)
+    except ValueError:
+        told = None
+    return (told if isinstance(told, dict) else {}), content

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgekit import files
+from edgekit.engines import child
 from edgekit.engines.base import Engine, EngineRequest, input_extents, runtime_module, runtime_names
 from edgekit.engines.inspector import EngineLayer
 from edgekit.engines.manifest import MANIFEST_FILE, load_engine, write_manifest
@@ -160,6 +163,20 @@ def test_runtimes_are_found_by_their_file_names() -> None:
     for name in ("base", "preflight", "nothing"):
         with pytest.raises(InputError, match="no runtime called"):
             runtime_module(name)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "tensorrt", "tensorrt_rtx"])
+def test_a_runtime_is_looked_up_without_what_only_a_build_needs(name: str) -> None:
+    code = (
+        "import sys\nfrom edgekit.engines.base import runtime_module\n"
+        f"runtime_module({name!r})\n"
+        "print(*({'onnx', 'onnx_ir', 'pydantic', 'torch', 'onnxruntime', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=child.environment(),
+    )  # fmt: skip
+    assert done.stdout.strip() == ""
 
 
 def test_a_dynamic_batch_takes_the_requests_batch() -> None:
