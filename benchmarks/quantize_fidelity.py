@@ -47,7 +47,11 @@ from edgekit.models.source import load
 from edgekit.quantize.dialects import DIALECTS
 from edgekit.values import Array
 
-WAYS = (Way(name="best"), Way(name="refined", refine="auto"))
+WAYS = (
+    Way(name="best"),
+    Way(name="refined", refine="auto"),
+    Way(name="refined, 5% spared", refine="auto", spare=0.05),
+)
 LEAD_DB, LEAST_SHARE = 2.0, 0.95
 _AT_ONCE = 4
 

@@ -20,11 +20,15 @@ from edgekit.engines.onnxruntime import open_model
 from edgekit.models.model import Model
 from edgekit.models.simplify import clean, simplify
 from edgekit.models.source import load
+from edgekit.pipeline.quantization import restricted
 from edgekit.quantize.dialects import Dialect
 from edgekit.quantize.observe import ObserveOptions, observe
 from edgekit.quantize.place import place, share_of_macs
+from edgekit.quantize.precision.sensitivity import node_sensitivity
+from edgekit.quantize.precision.spare import Spared, spare
 from edgekit.quantize.prepare import prepared
 from edgekit.quantize.ranges import choice
+from edgekit.quantize.refine.judge import Judge
 from edgekit.quantize.refine.refine import RefineOptions, refine
 from edgekit.quantize.scheme import Placement, Scheme, WeightOptions, make_scheme
 from edgekit.quantize.write import write_qdq
@@ -60,6 +64,7 @@ class Way:
     ranges: str = "best"
     refine: Any = "none"
     weights: WeightOptions | None = None
+    spare: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +114,25 @@ def quantized(model: Model, dialect: Dialect, way: Way, shown: Batches, threads:
             f"{step.name} {step.after_db - step.before_db:+.1f}{'' if step.kept else ' (not kept)'}"
             for step in report.steps
         )
+    if way.spare:
+        scheme, spared = _spared(model, current, scheme, shown, way.spare, threads)
+        said = "; ".join([said, str(spared)] if said else [str(spared)])
     written, _ = write_qdq(current, scheme)
     return Made(
         model=written, share=share_of_macs(current, scheme.placement),
         seconds=time.perf_counter() - begun, said=said,
+    )  # fmt: skip
+
+
+def _spared(
+    floating: Model, model: Model, scheme: Scheme, shown: Batches, share: float, threads: int
+) -> tuple[Scheme, Spared]:
+    opened = opener(threads, optimise=False)
+    judge = Judge(floating, shown.with_batch_size(4), opened)
+    damage = node_sensitivity(model, scheme, list(shown.with_batch_size(4)), opened).damage
+    return spare(
+        model, scheme, lambda excluded: restricted(model, scheme, excluded), damage,
+        lambda tried: float(judge.score(model, tried).mean()), share,
     )  # fmt: skip
 
 

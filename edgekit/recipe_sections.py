@@ -346,7 +346,9 @@ class QuantizeSection(Section):
     "auto" keeps of the cheap steps those that measurably help. `max_drop` is what INT8 may lose of
     the metric: nodes stay in floating point until it holds, as long as `min_int8_share` of the MACs
     of weighted layers stay in INT8. Under `max_ms`, the expected latency on the target, the least
-    loss is looked for instead. `weight_bits` under 8 are simulated: the stored type stays.
+    loss is looked for instead. `spare` is a share of the MACs that may stay in floating point where
+    it brings the most fidelity, without labels; under a floor it has no meaning. `weight_bits`
+    under 8 are simulated: the stored type stays.
     """
 
     ranges: Literal["minmax", "percentile", "entropy", "mse", "best"] = "best"
@@ -356,6 +358,7 @@ class QuantizeSection(Section):
     max_drop: Annotated[Number, Field(ge=0)] | None = None
     max_ms: Positive | None = None
     min_int8_share: Share = 0.95
+    spare: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
 
 

@@ -24,7 +24,9 @@ from edgekit.quantize.precision.report import PrecisionOptions, PrecisionReport,
 from edgekit.quantize.precision.saved import SavedTime
 from edgekit.quantize.precision.search import search
 from edgekit.quantize.precision.sensitivity import node_sensitivity
+from edgekit.quantize.precision.spare import Spared, spare
 from edgekit.quantize.ranges import Ranges, choice
+from edgekit.quantize.refine.judge import Judge
 from edgekit.quantize.refine.refine import RefineOptions, RefineReport, refine
 from edgekit.quantize.scheme import Placement, Scheme, WeightOptions, make_scheme
 from edgekit.quantize.write import QuantizeReport, nothing_to_quantize, write_qdq
@@ -96,6 +98,7 @@ class Quantized:
     layers: tuple[LayerError, ...] = ()
     refined: RefineReport | None = None
     search: PrecisionReport | None = None
+    spared: Spared | None = None
     bytes_before: int = 0
     bytes_after: int = 0
 
@@ -111,6 +114,8 @@ class Quantized:
         ]  # fmt: skip
         if self.search is not None:
             said.append(str(self.search))
+        if self.spared is not None:
+            said.append(str(self.spared))
         if self.bytes_after >= self.bytes_before > 0:
             said.append("the file is not smaller than the FP32 one")
         return "; ".join(said)
@@ -131,6 +136,7 @@ class Quantized:
             "doubts": list(self.ranges.doubts),
             "refined": None if self.refined is None else self.refined.to_json(),
             "search": None if self.search is None else self.search.to_json(),
+            "spared": None if self.spared is None else self.spared.to_json(),
             "met": self.met,
             "parts": [part.to_json() for part in self.exact],
             "kernel_parts": [part.to_json() for part in self.kernels],
@@ -181,7 +187,8 @@ def quantize(
 ) -> Quantized:  # fmt: skip
     """A prepared floating Model, quantized as the job says, from Ranges of it.
 
-    With a `floor` nodes stay in floating point until it holds, as few as can be. Raises InputError
+    With a `floor` nodes stay in floating point until it holds, as few as can be; without one, those
+    that `spare` of the options allows and that help. Raises InputError
     as `write_qdq`, `refine` and `search` do.
     """
     seen = [ranges]
@@ -206,8 +213,8 @@ def quantize(
             rescheme=scheme_again,
             on_fraction=lambda share, said: on_fraction(_REFINED * share, f"refine: {said}"),
         )  # fmt: skip
-    found, damage = None, {}
-    if floor is not None or importlib.util.find_spec("torch") is not None:
+    found, spared, damage = None, None, {}
+    if floor is not None or job.options.spare or importlib.util.find_spec("torch") is not None:
         on_fraction(_REFINED, "sensitivity")
         few = list(job.batches.take(_SENSED).with_batch_size(OBSERVE_BATCH))
         damage = dict(node_sensitivity(current, scheme, few, open_as_written).damage)
@@ -216,13 +223,16 @@ def quantize(
             current, scheme, job, floor, damage,
             lambda share, said: on_fraction(_REFINED + (_SEARCHED - _REFINED) * share, said),
         )  # fmt: skip
+    elif job.options.spare:
+        on_fraction(_REFINED, "who is spared")
+        scheme, spared = _spared(model, current, scheme, job, damage)
     on_fraction(_SEARCHED, "errors by layer")
     judged = _judged(model, current, scheme, seen[-1], job)
     layers = judge_layers(
         current, scheme, seen[-1], job.batches.take(_LAYERED).with_batch_size(OBSERVE_BATCH),
         open_as_written, damage=damage,
     )  # fmt: skip
-    return replace(judged, refined=refined, search=found, layers=layers)
+    return replace(judged, refined=refined, search=found, spared=spared, layers=layers)
 
 
 def open_as_written(model: Model) -> Any:
@@ -238,6 +248,17 @@ def restricted(model: Model, scheme: Scheme, excluded: Mapping[str, str]) -> Sch
         activations={name: scheme.activations[name] for name in placement.reads},
         weights={node: scheme.weights[node] for node in placement.weights},
     )
+
+
+def _spared(
+    floating: Model, model: Model, scheme: Scheme, job: Job, damage: Mapping[str, float]
+) -> tuple[Scheme, Spared]:
+    few = job.batches.take(_JUDGED)
+    judge = Judge(floating, few.with_batch_size(OBSERVE_BATCH), open_as_written)
+    return spare(
+        model, scheme, lambda excluded: restricted(model, scheme, excluded), damage,
+        lambda tried: float(judge.score(model, tried).mean()), job.options.spare,
+    )  # fmt: skip
 
 
 def _searched(

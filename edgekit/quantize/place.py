@@ -27,7 +27,7 @@ from edgekit.quantize.placing.patterns import (
 )
 from edgekit.quantize.scheme import Placement, WeightPlace
 
-__all__ = ["WEIGHTED", "place", "share_of_macs", "weight_axis"]
+__all__ = ["WEIGHTED", "macs_by_layer", "place", "share_of_macs", "weight_axis"]
 
 
 def place(
@@ -62,11 +62,16 @@ def share_of_macs(model: Model, placement: Placement) -> float:
     Layers are Conv, ConvTranspose, Gemm and the MatMul of a stored weight; 1.0 where there is none.
     A dynamic batch is 1. Raises InputError where a shape is not known.
     """
-    layers = {node.name or "" for node in model.graph if multiplies_weight(node)}
-    macs = {cost.node: cost.macs for cost in node_costs(model) if cost.node in layers}
+    macs = macs_by_layer(model)
     total = sum(macs.values())
     done = sum(count for node, count in macs.items() if node in placement.integer)
     return done / total if total else 1.0
+
+
+def macs_by_layer(model: Model) -> dict[str, int]:
+    """The multiply-accumulates of each layer; what a layer is and errors as in `share_of_macs`."""
+    layers = {node.name or "" for node in model.graph if multiplies_weight(node)}
+    return {cost.node: cost.macs for cost in node_costs(model) if cost.node in layers}
 
 
 class _Planner:

@@ -45,6 +45,8 @@ def summary(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("kernels", f"{share:.1%} of the MACs really run on integers here"))
     if document["refined"] is not None:
         found.append(("refined", document["refined"]["said"]))
+    if document["spared"] is not None:
+        found.append(("spared", document["spared"]["said"]))
     found += [("doubt", doubt) for doubt in document["doubts"]]
     return found
 

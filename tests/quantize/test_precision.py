@@ -34,6 +34,7 @@ from edgekit.quantize.precision.report import (
 from edgekit.quantize.precision.saved import SavedTime, saved_by_roofline, saved_by_tables
 from edgekit.quantize.precision.search import search
 from edgekit.quantize.precision.sensitivity import node_sensitivity
+from edgekit.quantize.precision.spare import spare
 from edgekit.quantize.prepare import prepared
 from edgekit.quantize.ranges import minmax
 from edgekit.quantize.scheme import Scheme, make_scheme, scheme_of
@@ -457,3 +458,38 @@ def test_sensitivity_without_a_sample_is_refused(residual: Model, images: Array)
     model = prepared(fold_batchnorm(residual)[0])
     with pytest.raises(InputError, match="no sample"):
         node_sensitivity(model, scheme_for(model, images), [], emulated)
+
+
+def gained(worth: Mapping[str, float]) -> Callable[[Scheme], float]:
+    """A score in dB: what each node that is left in floating point brings."""
+    return lambda scheme: sum(
+        db for node, db in worth.items() if node not in scheme.placement.integer
+    )
+
+
+def test_what_brings_most_for_its_macs_is_spared(chain: Model) -> None:
+    worth = {"n0": 1.0, "n4": 5.0, "n7": 3.0}
+    made = scheme_maker(chain)
+    found, said = spare(chain, made({}), made, worth, gained(worth), 2 / COUNT)
+    assert set(said.nodes) == {"n4", "n7"}
+    assert said.share == pytest.approx(2 / COUNT)
+    assert (said.before_db, said.after_db) == (0.0, 8.0)
+    assert found.placement.left["n4"].startswith("spared")
+    assert "2 nodes with 22.2% of the MACs" in str(said)
+
+
+def test_what_does_not_help_is_not_spared(chain: Model) -> None:
+    worth = dict.fromkeys(("n1", "n2"), -1.0)
+    whole = scheme_maker(chain)({})
+    damage = {"n1": 2.0, "n2": 1.0}
+    found, said = spare(chain, whole, scheme_maker(chain), damage, gained(worth), 0.5)
+    assert (found, said.nodes, said.share) == (whole, (), 0.0)
+    assert "no node" in str(said)
+
+
+def test_a_share_that_holds_no_layer_spares_none_with_macs(chain: Model) -> None:
+    worth = {"n1": 9.0}
+    whole = scheme_maker(chain)({})
+    found, said = spare(chain, whole, scheme_maker(chain), worth, gained(worth), 0.5 / COUNT)
+    assert found is whole
+    assert said.nodes == ()

@@ -18,9 +18,8 @@ from typing import Any
 
 from edgekit import files
 from edgekit.errors import InputError
-from edgekit.models.cost import node_costs
 from edgekit.models.model import Model, digest
-from edgekit.quantize.placing.anatomy import multiplies_weight
+from edgekit.quantize.place import macs_by_layer
 from edgekit.quantize.precision.report import (
     Ended,
     PrecisionOptions,
@@ -114,8 +113,7 @@ class _Prices:
         self, model: Model, whole: Scheme, nodes: Sequence[str], saved: SavedTime | None
     ) -> None:
         self.saved = saved
-        layers = {node.name or "" for node in model.graph if multiplies_weight(node)}
-        macs = {cost.node: cost.macs for cost in node_costs(model) if cost.node in layers}
+        macs = macs_by_layer(model)
         total = sum(macs.values()) or 1
         placed = {node: macs.get(node, 0) / total for node in whole.placement.integer}
         self.share = {node: placed[node] for node in nodes}
