@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -45,15 +45,19 @@ def preflight(request: EngineRequest, *, compile_here: bool = True) -> Preflight
     """
     model = read_model(request.model_path)
     input_extents(model.inputs, request)  # a request without shapes is the user's fault
-    lines = [*_hardware(request)]
+    lines = [_precision(request)]
     nodes: tuple[NodeFinding, ...] = ()
+    if request.dla_core is not None:
+        line, nodes = _dla(request, model, request.dla_core)
+        lines.append(line)
     if request.target.runtime.name == "onnxruntime":
         lines.append(_opens(request))
     elif request.target.runtime.name == "openvino":
         lines.append(_openvino_opens(request))
     else:
-        more, nodes = _graph_lines(request, model)
+        more, found = _graph_lines(request, model)
         lines += more
+        nodes += found
         if compile_here:
             compiled = _compile(request, model, nodes)
             lines.append(compiled.line)
@@ -61,35 +65,44 @@ def preflight(request: EngineRequest, *, compile_here: bool = True) -> Preflight
     return PreflightReport(target=request.target.name, lines=tuple(lines), nodes=nodes)
 
 
-def _hardware(request: EngineRequest) -> Iterator[Line]:
+def _precision(request: EngineRequest) -> Line:
     target = request.target
     kinds = tuple(target.precisions)
     if request.precision in kinds:
-        yield Line(check="precision", answer=Answer.PASSED, said=f"{request.precision} is there")
-    else:
-        best = "fp16" if "fp16" in kinds else kinds[-1]
-        yield Line(
-            check="precision",
-            answer=Answer.REFUSED,
-            said=f"{target.name} has no {request.precision.upper()} hardware; use {best}",
-        )
-    if request.dla_core is not None:
-        yield _dla(request, request.dla_core)
+        said = f"{request.precision} is there"
+        return Line(check="precision", answer=Answer.PASSED, said=said)
+    best = "fp16" if "fp16" in kinds else kinds[-1]
+    said = f"{target.name} has no {request.precision.upper()} hardware; use {best}"
+    return Line(check="precision", answer=Answer.REFUSED, said=said)
 
 
-def _dla(request: EngineRequest, core: int) -> Line:
+def _dla(request: EngineRequest, model: Model, core: int) -> tuple[Line, tuple[NodeFinding, ...]]:
     target = request.target
     cores = target.dla.cores
+    nodes: tuple[NodeFinding, ...] = ()
+    moving = [
+        name
+        for name, (least, _, most) in input_extents(model.inputs, request).items()
+        if least != most
+    ]
     if cores == 0:
         said = f"{target.name} has no DLA; take engine.dla out"
     elif not 0 <= core < cores:
         said = f"{target.name} has {cores} DLA cores, counted from 0; core {core} is none of them"
     elif not generation_of(target.runtime.version).has_dla:
         said = f"TensorRT {target.runtime.version} does not drive the DLA; take engine.dla out"
+    elif moving:
+        said = f"the DLA takes no dynamic shapes: {', '.join(moving)}; give one size"
     else:
-        said = f"core {core} is there; what of the graph runs on it, only the device says"
-        return Line(check="DLA", answer=Answer.UNKNOWN, said=said)
-    return Line(check="DLA", answer=Answer.REFUSED, said=said)
+        nodes = preflight_nodes.of_dla(request, model)
+        limit = request.builder.max_dla_fallbacks
+        named = line_of("DLA", nodes, "").said
+        if limit is None or len(nodes) <= limit:
+            seen = f"; at least {len(nodes)} of its nodes do not: {named}" if nodes else ""
+            said = f"core {core} is there; what of the graph runs on it, only the device says{seen}"
+            return Line(check="DLA", answer=Answer.UNKNOWN, said=said), nodes
+        said = f"{len(nodes)} nodes fall back to the GPU, and {limit} may: {named}"
+    return Line(check="DLA", answer=Answer.REFUSED, said=said), nodes
 
 
 def _graph_lines(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from edgekit.engines import operators
+from edgekit.engines import dla_rules, operators
 from edgekit.engines.answers import Answer, Line, NodeFinding, line_of
 from edgekit.engines.base import EngineRequest, Shape, input_extents
 from edgekit.errors import InputError
@@ -184,6 +184,16 @@ def _volumes(node: ir.Node, known: sizes.Forms) -> str:
     if math.prod(before) == math.prod(after):
         return ""
     return f"it would make {after} of {list(before)}"
+
+
+def of_dla(request: EngineRequest, model: Model) -> tuple[NodeFinding, ...]:
+    """The nodes that a DLA does not take at the size to optimise for."""
+    shapes = {name: best for name, (_, best, _) in input_extents(model.inputs, request).items()}
+    try:
+        known = sizes.forms(model, shapes=shapes)
+    except InputError:  # the check of shapes says so
+        known = {}
+    return dla_rules.fallbacks(model, known)
 
 
 def of_pairs(

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines import operators, tensorrt_rtx
-from edgekit.engines.base import EngineRequest, read_model
+from edgekit.engines import dla_rules, operators, tensorrt_rtx
+from edgekit.engines.base import BuilderOptions, EngineRequest, read_model
 from edgekit.engines.preflight import Answer, PreflightReport, preflight
 from edgekit.errors import InputError
+from edgekit.models.model import Model
 from edgekit.quantize import lint
 from edgekit.targets import Target, load_target
 from edgekit.values import Array
@@ -93,6 +95,51 @@ def test_a_dla_core_is_counted_from_zero(residual_path: Path) -> None:
     assert answers(checked(residual_path, newer, dla_core=1))["DLA"] == "refused"
 
 
+def with_dla() -> Target:
+    return orin_with("10.3", name="orin-nx", dla=type(ORIN.dla)(cores=2))
+
+
+def test_nodes_that_a_dla_does_not_take_are_named(residual_path: Path) -> None:
+    report = checked(residual_path, with_dla(), dla_core=0)
+    named = {node.operator for node in report.nodes}
+    assert {node.check for node in report.nodes} == {"DLA"}
+    assert "Gemm" in named
+    assert not named & {"Conv", "Relu", "Add", "BatchNormalization"}
+    count = len(report.nodes)
+    for limit, answer in ((count, "unknown"), (count - 1, "refused")):
+        options = BuilderOptions(max_dla_fallbacks=limit)
+        limited = checked(residual_path, with_dla(), dla_core=0, builder=options)
+        assert answers(limited)["DLA"] == answer
+
+
+def test_a_dla_takes_one_size(residual_path: Path) -> None:
+    report = checked(residual_path, with_dla(), dla_core=0, batch=(1, 1, 4))
+    assert answers(report)["DLA"] == "refused"
+    assert "no dynamic shapes: image" in said(report, "DLA")
+
+
+@pytest.mark.parametrize(
+    ("node", "falls_back"),
+    [
+        (helper.make_node("Conv", ["x", "w"], ["y"], name="n", kernel_shape=[3, 3]), False),
+        (helper.make_node("Conv", ["x", "w"], ["y"], name="n", kernel_shape=[33, 33]), True),
+        (helper.make_node("Conv", ["x", "w"], ["y"], name="n", kernel_shape=[3]), True),
+        (helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="n"), False),
+        (helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="n", group=2), True),
+        (helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="n", pads=[1] * 4), True),
+        (helper.make_node("Concat", ["x", "w"], ["y"], name="n", axis=1), False),
+        (helper.make_node("Concat", ["x", "w"], ["y"], name="n", axis=2), True),
+        (helper.make_node("LayerNormalization", ["x", "w"], ["y"], name="n"), True),
+        (helper.make_node("LeakyRelu", ["x"], ["y"], name="n"), False),
+    ],
+)
+def test_each_restriction_of_the_dla(node: onnx.NodeProto, falls_back: bool) -> None:
+    graph = helper.make_graph([node], "g", [], [])
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model = Model(name="g", program=ir.from_proto(program))
+    assert bool(dla_rules.fallbacks(model, {})) is falls_back
+
+
 def test_an_opset_above_the_targets_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("Relu", ["x"], ["y"], name="relu")
     path = graph_file(tmp_path / "new.onnx", [node], {}, opset=21)
@@ -127,8 +174,6 @@ def test_operators_are_refused_where_the_version_has_them_not(
 ) -> None:
     graph = helper.make_graph([node], "g", [], [])
     program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    import onnx_ir as ir
-
     (found,) = ir.from_proto(program).graph
     assert bool(operators.refusal(found, version)) is refused
 
