@@ -346,9 +346,9 @@ class QuantizeSection(Section):
     "auto" keeps of the cheap steps those that measurably help. `max_drop` is what INT8 may lose of
     the metric: nodes stay in floating point until it holds, as long as `min_int8_share` of the MACs
     of weighted layers stay in INT8. Under `max_ms`, the expected latency on the target, the least
-    loss is looked for instead. `spare` is a share of the MACs that may stay in floating point where
-    it brings the most fidelity, without labels; under a floor it has no meaning. `weight_bits`
-    under 8 are simulated: the stored type stays.
+    loss is looked for instead. `spare` is a share of the MACs, in all, that may stay in floating
+    point where it brings the most fidelity, without labels; under a floor it has no meaning.
+    `weight_bits` under 8 are simulated: the stored type stays.
     """
 
     ranges: Literal["minmax", "percentile", "entropy", "mse", "best"] = "best"

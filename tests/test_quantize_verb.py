@@ -132,6 +132,20 @@ def test_a_floor_that_cannot_be_met_keeps_the_best_and_exits_1(
     assert Path("q.onnx").is_file()
 
 
+def test_spared_layers_are_named_and_stay_in_float(residual_path: Path, samples: str) -> None:
+    common = (residual_path, "--data", samples, "--refine", "none", "-o", "q.onnx")
+    _, whole = quantize(*common)
+    code, found = quantize(*common, "--spare", "0.6")
+    assert code == 0
+    spared = found["spared"]
+    assert spared["nodes"]
+    assert 0 < spared["share"] <= 0.6
+    assert spared["after_db"] > spared["before_db"] + 0.1
+    assert {found["left"][node].split(":")[0] for node in spared["nodes"]} == {"spared"}
+    assert found["int8_share"] == pytest.approx(whole["int8_share"] - spared["share"])
+    assert found["parts"][0]["sqnr_db"] > whole["parts"][0]["sqnr_db"]
+
+
 def test_a_floor_that_holds_leaves_everything_in_int8(residual_path: Path, samples: str) -> None:
     code, found = quantize(
         residual_path, "--data", samples, "--max-drop", "0.5", "--metric", "fidelity",

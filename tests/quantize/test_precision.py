@@ -478,6 +478,17 @@ def test_what_brings_most_for_its_macs_is_spared(chain: Model) -> None:
     assert "2 nodes with 22.2% of the MACs" in str(said)
 
 
+def test_what_is_in_float_already_counts(chain: Model) -> None:
+    worth = {"n4": 5.0, "n7": 3.0}
+    made = scheme_maker(chain)
+    before = made({"n0": "a rule"})
+    found, said = spare(
+        chain, before, lambda more: made({"n0": "a rule", **more}), worth, gained(worth), 2 / COUNT
+    )  # fmt: skip
+    assert said.nodes == ("n4",)
+    assert "n7" in found.placement.integer
+
+
 def test_what_does_not_help_is_not_spared(chain: Model) -> None:
     worth = dict.fromkeys(("n1", "n2"), -1.0)
     whole = scheme_maker(chain)({})

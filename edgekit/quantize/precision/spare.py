@@ -50,7 +50,7 @@ def spare(
     model: Model, scheme: Scheme, restricted: Callable[[Mapping[str, str]], Scheme],
     damage: Mapping[str, float], score: Callable[[Scheme], float], most_share: float,
 ) -> tuple[Scheme, Spared]:  # fmt: skip
-    """The Scheme with nodes of at most `most_share` of the MACs in floating point, if that helps.
+    """The Scheme with at most `most_share` of the MACs in floating point in all, if that helps.
 
     `restricted` gives the Scheme with some nodes, each with its reason, in floating point; `damage`
     is that of each node alone (`precision.sensitivity`); `score` how near a Scheme's outputs are to
@@ -60,11 +60,12 @@ def spare(
     macs = macs_by_layer(model)
     total = sum(macs.values()) or 1
     shares = {node: macs.get(node, 0) / total for node in scheme.placement.integer}
+    allowed = most_share - (1 - sum(shares.values()) if macs else 0)
     nodes = [node for node in shares if damage.get(node, 0.0) > 0]
     by_worth = sorted(nodes, key=lambda node: (-damage[node] / max(shares[node], _TRIFLE), node))
     by_damage = sorted(nodes, key=lambda node: (-damage[node], node))
     candidates = dict.fromkeys(
-        _fill(order, shares, depth * most_share)
+        _fill(order, shares, depth * allowed)
         for order in (by_worth, by_damage) for depth in _DEPTHS
     )  # fmt: skip
     before = best = score(scheme)
