@@ -19,7 +19,7 @@ from cuda_stand_in import Cudart
 from onnx import TensorProto, helper, numpy_helper
 from tensorrt_names import ALL_NAMES, RELEASES, VERSION, names_of
 
-from edgekit.engines import tensorrt, tensorrt_rtx, trt_child, trt_session
+from edgekit.engines import tensorrt, tensorrt_rtx, trt_child, trt_engine, trt_session
 from edgekit.engines.base import BuilderOptions, Engine, EngineRequest, read_model
 from edgekit.engines.cuda import Device
 from edgekit.engines.cuda_runtime import RuntimeMemory
@@ -330,6 +330,40 @@ def test_a_build_without_memory_is_tried_once_more_with_half_the_workspace(
     assert "512 MiB was tried too" in error.value.hint
     assert "OutOfMemory" in error.value.got
     assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_an_engine_is_not_lost_when_asking_it_for_its_layers_kills_the_process(
+    site: Site, residual_path: Path, tmp_path: Path
+) -> None:
+    site.install("10.3", dies_of_loading=True)
+    engine = tensorrt.build(request_for(residual_path), tmp_path / "engine")
+    assert load_engine(tmp_path / "engine") == engine
+    assert isinstance(engine.layers, Unknown)
+    assert engine.layers.reason == "asking the engine for its layers was killed by SIGSEGV"
+    assert "context_bytes" not in engine.figures
+
+
+def test_a_plan_says_what_machine_it_was_built_on(
+    site: Site, residual_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {
+        "machine": "aarch64", "system": "Linux", "device": "Orin Nano", "cuda": "12.6",
+        "compute_capability": "8.7", "jetpack": "6.2", "l4t": "36.4.3", "onnxruntime": "1.23",
+    }  # fmt: skip
+    monkeypatch.setattr(tensorrt, "facts_here", lambda: here)
+    monkeypatch.setattr(trt_engine, "facts_here", lambda: here)
+    site.install("10.3")
+    options = BuilderOptions(timing_cache=tmp_path / "timing")
+    engine = tensorrt.build(request_for(residual_path, builder=options), tmp_path / "engine")
+    assert engine.built_for == {k: v for k, v in here.items() if k != "onnxruntime"}
+    (cache,) = (tmp_path / "timing").iterdir()
+    assert cache.name == "jetson_orin_nano_8gb-Orin_Nano-trt10.3.0-cuda12.6.cache"
+    here["compute_capability"] = "8.6"
+    with pytest.raises(InputError, match="not the target's") as refusal:
+        tensorrt.build(request_for(residual_path), tmp_path / "engine")
+    assert (refusal.value.got, refusal.value.wanted) == (
+        "compute capability 8.6", "8.7",
+    )  # fmt: skip
 
 
 def test_the_timing_cache_is_kept_for_each_version_and_a_bad_one_is_put_aside(
