@@ -254,6 +254,20 @@ def test_results_that_were_carried_back_by_hand_are_judged(someone: Path, tmp_pa
     assert result.targets[0].verdict is Verdict.PASS
     assert (tmp_path / "judged" / "engine" / "model.engine").is_file()
     assert not (someone / "built").exists()
+    layers = json.loads((tmp_path / "judged" / "layers.json").read_text())["layers"]
+    assert [(layer["name"], layer["share"]) for layer in layers] == [("conv", 0.625), ("fc", 0.375)]
+
+
+@pytest.mark.usefixtures("trtexec")
+def test_any_command_that_takes_a_command_line_is_a_way(
+    someone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    result = quietly(someone, via="env sh -c")
+    assert result.targets[0].verdict is Verdict.PASS
+    (place,) = (tmp_path / "there" / "edgekit").glob("net-*")
+    assert (place / "results" / "model.engine").is_file()
+    assert not (someone / "argv.txt").exists()
 
 
 @pytest.mark.usefixtures("trtexec")

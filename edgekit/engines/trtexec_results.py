@@ -29,7 +29,8 @@ class DeviceRun:
 
     `answers` are the outputs of each golden batch. `rates` are the queries a second of each round,
     as trtexec counts them; the measurement's samples are the latencies of the queries, in order,
-    with copies between host and device left out. `facts` are the device's own words.
+    with copies between host and device left out. `facts` are the device's own words, `layers` the
+    times of the engine's layers, run one by one.
     """
 
     version: str
@@ -38,6 +39,7 @@ class DeviceRun:
     rates: tuple[float, ...]
     facts: Mapping[str, str]
     notes: tuple[str, ...]
+    layers: tuple[output.LayerTiming, ...] | Unknown
     root: Path
 
 
@@ -47,11 +49,8 @@ def read_results(recipe: DeviceRecipe, results: Path) -> DeviceRun:
     Nothing that is missing is made up for: no half of the rounds, no other golden batch.
     """
     version = _version(recipe, results)
-    answers = tuple(
-        output.read_outputs(results / answer_name(k), recipe.outputs)
-        for k in range(len(recipe.golden))
-    )
     built = read_run(results / "build.log")
+    answers = tuple(_answer(recipe, results / answer_name(k)) for k in range(len(recipe.golden)))
     measurement, rates, doubts = _measurement(recipe, results, version)
     facts = _facts(results)
     conditions = {**measurement.conditions, **{f"device_{k}": v for k, v in facts.items()}}
@@ -62,8 +61,24 @@ def read_results(recipe: DeviceRecipe, results: Path) -> DeviceRun:
         rates=rates,
         facts=facts,
         notes=tuple(f"while it was built: {warning}" for warning in built.warnings[:5]),
+        layers=_layers(results / "profile.json"),
         root=results / "root",
     )
+
+
+def _answer(recipe: DeviceRecipe, path: Path) -> Mapping[str, Array]:
+    read_run(path.with_suffix(".log"))
+    return output.read_outputs(path, recipe.outputs)
+
+
+def _layers(path: Path) -> tuple[output.LayerTiming, ...] | Unknown:
+    """The layers' times. They decide nothing: what cannot be read is unknown."""
+    if not path.is_file():
+        return Unknown("trtexec exported no times of layers")
+    try:
+        return output.read_profile(path)[1]
+    except InputError as error:
+        return Unknown(f"{error.what}: {error.got}")
 
 
 def _version(recipe: DeviceRecipe, results: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekit import files
 from edgekit.data.batches import load_batches, refuse_shared_samples
 from edgekit.data.metrics import load_metric
-from edgekit.errors import InputError
+from edgekit.errors import InputError, MissingPackageError
 from edgekit.models.batch import fixed_batch, free_batch
 from edgekit.models.model import Model, digest
 from edgekit.models.opset import raised
@@ -30,7 +30,7 @@ from edgekit.pipeline.origin import (
     open_origin,
 )  # fmt: skip
 from edgekit.pipeline.quantization import Job, dialect_of
-from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent
+from edgekit.pipeline.result import BuildResult, OnEvent, Refusal, StepEvent, TargetResult
 from edgekit.pipeline.steps import Source, outputs_of_model
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe, for_target, load_recipe, resolved, with_engine
@@ -81,20 +81,15 @@ class BuildPlan:
 def build(request: BuildRequest, *, on_event: OnEvent) -> BuildResult:
     """Makes everything that the request asks for, and reports on it.
 
-    What is cached is not made again; a build that was killed goes on where it was. Raises
-    EdgekitError for bad input, a target's refusal, a missing package or a full disk.
+    What is cached is not made again; a build that was killed goes on where it was. Of several
+    targets one that refuses, or whose runtime is not here, does not stop the others. Raises
+    EdgekitError for bad input, for a refusal where there is one target or all say the same, and for
+    a full disk.
     """
     begun = time.monotonic()
     workshop, project, targets, recipe = _project(request, on_event)
     with _alone(project.place, on_event):
-        results = []
-        for chain, target in _chains(workshop, project, targets, recipe):
-            result = finish_target(
-                workshop, project, chain, target, rebench=request.rebench,
-                recipe_only=request.recipe_only,
-            )  # fmt: skip
-            if result is not None:
-                results.append(result)
+        results, refused = _finished(request, workshop, project, targets, recipe)
         summary = project.place / SUMMARY_FILE
         built = BuildResult(
             model=project.model.name,
@@ -103,6 +98,7 @@ def build(request: BuildRequest, *, on_event: OnEvent) -> BuildResult:
             seconds=time.monotonic() - begun,
             summary=str(summary),
             strict=request.strict,
+            refused=refused,
         )
         write_json(summary, built.to_json())
     return built
@@ -111,16 +107,67 @@ def build(request: BuildRequest, *, on_event: OnEvent) -> BuildResult:
 def plan(request: BuildRequest) -> BuildPlan:
     """What `build` would do. Nothing is made or written. Raises as `build` does for bad input."""
     workshop, project, targets, recipe = _project(request, lambda event: None, listing=True)
-    for chain, target in _chains(workshop, project, targets, recipe):
-        finish_target(
-            workshop, project, chain, target, rebench=request.rebench,
-            recipe_only=request.recipe_only,
-        )  # fmt: skip
+    _, refused = _finished(request, workshop, project, targets, recipe)
     return BuildPlan(
         recipe=resolved(recipe),
         steps=tuple((r.step, r.target, r.cached) for r in workshop.records),
-        notes=tuple(target.note for target in targets if target.note),
+        notes=(
+            *(target.note for target in targets if target.note),
+            *(f"{refusal.target} is refused: {refusal.error.what}" for refusal in refused),
+        ),
     )
+
+
+def _finished(
+    request: BuildRequest, workshop: Workshop, project: Project, targets: list[ResolvedTarget],
+    recipe: Recipe,
+) -> tuple[list[TargetResult], tuple[Refusal, ...]]:  # fmt: skip
+    """What was made for each target, one after the other, and the targets that refuse.
+
+    Steps that two targets share have one key, and are made once.
+    """
+    refused = {one.target: one for one in _refusals(targets, recipe)}
+    taking = [found for found in targets if found.target.name not in refused]
+    everything = [found.target for found in taking]
+    results: list[TargetResult] = []
+    if taking:
+        _judge_original(workshop, project)
+    for found in taking:
+        target = found.target
+        wanted = for_target(recipe, target)
+        try:
+            multiple = _multiple(everything, recipe, wanted)
+            chain = _chain(workshop, project, target, wanted, multiple)
+            result = finish_target(
+                workshop, project, chain, found, rebench=request.rebench,
+                recipe_only=request.recipe_only,
+            )  # fmt: skip
+        except (InputError, MissingPackageError) as error:
+            refused[target.name] = Refusal(target=target.name, title=target.title, error=error)
+            _raise_if_one(targets, list(refused.values()))
+        else:
+            if result is not None:
+                results.append(result)
+    return results, tuple(refused.values())
+
+
+def _refusals(targets: list[ResolvedTarget], recipe: Recipe) -> list[Refusal]:
+    """The targets that have no hardware for what the recipe asks of them."""
+    found = []
+    for resolved_target in targets:
+        target = resolved_target.target
+        try:
+            wanted_precisions(target, for_target(recipe, target))
+        except InputError as error:
+            found.append(Refusal(target=target.name, title=target.title, error=error))
+    return found
+
+
+def _raise_if_one(targets: list[ResolvedTarget], refused: list[Refusal]) -> None:
+    """Raises the error of all targets where they have the same; else each is told as its own."""
+    said = {str(refusal.error) for refusal in refused}
+    if len(refused) == len(targets) and len(said) == 1:
+        raise refused[0].error
 
 
 def _project(
@@ -132,8 +179,7 @@ def _project(
     """
     recipe = with_engine(load_recipe(request.recipe), request.engine)
     targets = _targets(request, recipe)
-    for target in targets:
-        wanted_precisions(target.target, for_target(recipe, target.target))
+    _raise_if_one(targets, _refusals(targets, recipe))
     folder = recipe.folder
     out = request.out if request.out is not None else folder / recipe.build.out
     cache = Cache(out / ".cache")
@@ -226,21 +272,6 @@ def _alone(place: Path, on_event: OnEvent) -> Iterator[None]:
         yield
 
 
-def _chains(
-    workshop: Workshop, project: Project, targets: list[ResolvedTarget], recipe: Recipe
-) -> Iterator[tuple[Chain, ResolvedTarget]]:
-    """The compressed and quantized models of each target, made one after the other.
-
-    Steps that two targets share have one key, and are made once.
-    """
-    everything = [target.target for target in targets]
-    for resolved_target in targets:
-        target = resolved_target.target
-        wanted = for_target(recipe, target)
-        multiple = _multiple(everything, recipe, wanted)
-        yield _chain(workshop, project, target, wanted, multiple), resolved_target
-
-
 def _judge_original(workshop: Workshop, project: Project) -> None:
     """The original's own metric, first of all: a metric that fails, fails before any long step."""
     step = steps.outputs_step(
@@ -266,7 +297,6 @@ def _chain(
     workshop: Workshop, project: Project, target: Target, wanted: Recipe, multiple: int
 ) -> Chain:
     cache, name = project.cache, project.model.name
-    _judge_original(workshop, project)
     source = project.original
     plan_from = None
     if wanted.compress.channels is not None:

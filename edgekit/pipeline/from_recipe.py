@@ -35,6 +35,7 @@ from edgekit.values import Figure, Unknown
 
 BUILT_FOLDER = "built"
 ENGINE_FOLDER, MEASUREMENT_FILE, GOLDEN_FILE = "engine", "measurement.json", "golden.json"
+LAYERS_FILE = "layers.json"
 SUMMARY_FILE = "summary.json"
 
 
@@ -100,7 +101,7 @@ def _made(recipe: DeviceRecipe, request: FromRequest, workshop: Workshop) -> Mad
         if request.results is not None and request.via:
             raise InputError("--via and --results are two ways to the same; give one of them")
     if request.results is not None:
-        return made_of_results(recipe, request.results)
+        return made_of_results(recipe, request.results, workshop)
     if request.via:
         return made_by_trtexec(recipe, shell_of(request.via), workshop, request.time_limit_s)
     runtime = runtime_module(target.runtime.name)
@@ -150,6 +151,9 @@ def _publish(recipe: DeviceRecipe, made: Made, out: Path) -> TargetResult:
         if made.measurement is not None:
             save_measurements([made.measurement], folder / MEASUREMENT_FILE)
             contents.append(MEASUREMENT_FILE)
+        if made.layers:
+            write_json(folder / LAYERS_FILE, {"layers": list(made.layers)})
+            contents.append(LAYERS_FILE)
         result = TargetResult(
             target=recipe.target.name,
             title=recipe.target.title,

@@ -28,7 +28,7 @@ class Made:
     """An engine that `write` puts into a folder, with all that is known of it.
 
     `golden` is None where it could not be run, `measurement` where it was not measured: `why_not`
-    says it. `estimates` go before those of the measurement's samples.
+    says it. `estimates` go before those of the measurement's samples; `layers` are times of its layers.
     """
 
     write: Callable[[Path], Engine]
@@ -38,6 +38,7 @@ class Made:
     memory_is: str = "process peak"
     estimates: Mapping[str, gate.Estimate] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: tuple[Mapping[str, object], ...] = ()
 
 
 def answers_hold(recipe: DeviceRecipe, report: GoldenReport) -> bool:

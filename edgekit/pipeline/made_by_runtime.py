@@ -25,6 +25,7 @@ from edgekit.engines.manifest import load_engine
 from edgekit.pipeline.cache import Step, key_of
 from edgekit.pipeline.golden import GoldenReport, compare
 from edgekit.pipeline.made import WRONG_ANSWERS, Made, RunOptions, answers_hold
+from edgekit.pipeline.publish import NOT_HERE
 from edgekit.pipeline.recognised import Recognised
 from edgekit.pipeline.result import StepEvent
 from edgekit.pipeline.workshop import Workshop
@@ -56,7 +57,7 @@ def made_by_runtime(
 
     if not seen.is_target:
         return Made(
-            write=write, golden=None, measurement=None, why_not=seen.note, notes=(seen.note,)
+            write=write, golden=None, measurement=None, why_not=NOT_HERE.reason, notes=(seen.note,)
         )
     golden = _answers(recipe, engine, workshop)
     measurement = None

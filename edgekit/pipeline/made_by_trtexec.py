@@ -14,6 +14,7 @@ from edgekit.engines.device_recipe import DeviceRecipe, refuse_other_version
 from edgekit.engines.shells import Shell
 from edgekit.engines.trtexec import GPUS_FILE, device_root, run_recipe
 from edgekit.engines.trtexec_engine import device_engine
+from edgekit.engines.trtexec_output import LayerTiming
 from edgekit.engines.trtexec_results import DeviceRun, read_results
 from edgekit.engines.trtexec_script_parts import RESULTS_FOLDER
 from edgekit.pipeline.golden import compare
@@ -21,7 +22,7 @@ from edgekit.pipeline.made import WRONG_ANSWERS, Made, answers_hold
 from edgekit.pipeline.recognised import Recognised, recognise_device
 from edgekit.pipeline.result import StepEvent
 from edgekit.pipeline.workshop import Workshop
-from edgekit.values import Measurement, Unknown
+from edgekit.values import Measurement, Unknown, figure_to_json
 
 _MEMORY_IS = "fall of what is available"
 
@@ -56,10 +57,15 @@ def made_by_trtexec(
     return _made(recipe, results, seen, taken_at=time.time())
 
 
-def made_of_results(recipe: DeviceRecipe, results: Path) -> Made:
+def made_of_results(recipe: DeviceRecipe, results: Path, workshop: Workshop) -> Made:
     """Reads what build.sh left on a device. Raises as `read_results` does."""
+    name, begun = recipe.target.name, time.monotonic()
     run = read_results(recipe, results)
-    return _made(recipe, results, recognise_device(recipe, run.root, _gpus(run.root)))
+    made = _made(recipe, results, recognise_device(recipe, run.root, _gpus(run.root)))
+    said = f"read from {results}"
+    workshop.on_event(StepEvent(step="results", target=name, state="done", said=said))
+    workshop.note("results", name, cached=False, seconds=time.monotonic() - begun, said=said)
+    return made
 
 
 def _recognised(recipe: DeviceRecipe, shell: Shell) -> Recognised:
@@ -91,6 +97,7 @@ def _made(
     power = run.facts.get("power_mode")
     notes = [seen.note, *run.notes, f"TensorRT {run.version}, by trtexec"]
     notes += [f"power mode {power}"] if power else []
+    notes.append(_slowest(run.layers))
     return Made(
         write=lambda folder: device_engine(recipe, results, run, folder),
         golden=golden,
@@ -99,7 +106,22 @@ def _made(
         memory_is=_MEMORY_IS,
         estimates={} if measurement is None else {"fps": _rate(run)},
         notes=tuple(notes),
+        layers=() if isinstance(run.layers, Unknown) else tuple(map(_layer_row, run.layers)),
     )
+
+
+def _layer_row(layer: LayerTiming) -> dict[str, object]:
+    return {
+        "name": layer.name, "mean_ms": layer.mean_ms,
+        "median_ms": figure_to_json(layer.median_ms), "share": layer.share,
+    }  # fmt: skip
+
+
+def _slowest(layers: Sequence[LayerTiming] | Unknown) -> str:
+    if isinstance(layers, Unknown):
+        return layers.reason
+    top = sorted(layers, key=lambda layer: -layer.share)[:3]
+    return "slowest layers: " + ", ".join(f"{layer.name} ({layer.share:.0%})" for layer in top)
 
 
 def _rate(run: DeviceRun) -> gate.Estimate:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekit.errors import EdgekitError
 from edgekit.gate import check_to_json
 from edgekit.values import Check, Figure, Verdict, figure_from_json, figure_to_json
 
@@ -115,6 +116,24 @@ class TargetResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A target that took no part in a build of several, and the error that says why."""
+
+    target: str
+    title: str
+    error: EdgekitError
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready."""
+        error = self.error
+        return {
+            "target": self.target, "title": self.title, "what": error.what, "where": error.where,
+            "got": error.got, "wanted": error.wanted, "hint": error.hint,
+            "exit_code": error.exit_code,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildResult:
     """All targets of one build, and the steps that it went through."""
 
@@ -125,6 +144,7 @@ class BuildResult:
     summary: str
     strict: bool = False
     reports: Mapping[str, object] = field(default_factory=dict)
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def up_to_date(self) -> bool:
@@ -133,13 +153,17 @@ class BuildResult:
 
     @property
     def exit_code(self) -> int:
-        """The worst of the targets': 1, then 4, then 3; a pending one counts with `strict` only."""
+        """The worst of the targets': 1, then 4, then a refusal's 2 or 5, then 3.
+
+        A pending one counts with `strict` only.
+        """
         codes = {
             target.verdict.exit_code
             for target in self.targets
             if self.strict or target.verdict is not Verdict.PENDING
         }
-        return next((code for code in (1, 4, 3) if code in codes), 0)
+        codes |= {refusal.error.exit_code for refusal in self.refused}
+        return next((code for code in (1, 4, 2, 5, 3) if code in codes), 0)
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready: what `summary.json` holds."""
@@ -151,6 +175,7 @@ class BuildResult:
             "seconds": round(self.seconds, 3),
             "summary": self.summary,
             "targets": [target.to_json() for target in self.targets],
+            "refused": [refusal.to_json() for refusal in self.refused],
             "steps": [
                 {
                     "step": s.step,
