@@ -265,6 +265,10 @@ def show_build(result: BuildResult) -> None:
     for target in result.targets:
         err.print()
         show_target(target)
+    for refusal in result.refused:
+        err.print()
+        say(f"{refusal.target}: refused")
+        show_error(refusal.error)
     done = sum(not step.cached for step in result.steps)
     err.print()
     if result.up_to_date:

@@ -208,6 +208,40 @@ def test_one_device_with_two_jetpacks_is_two_targets(folder: Path) -> None:
     assert ("quantize", "jetson-orin-nano-8gb") not in named
 
 
+def test_of_several_targets_one_that_refuses_does_not_stop_the_others(folder: Path) -> None:
+    project(folder, '[build]\ntargets = ["cpu", "jetson-nano"]\n')
+    code, found = document("build", "--precision", "fp16")
+    assert code == found["exit_code"] == 2
+    assert [target["target"] for target in found["targets"]] == ["jetson-nano"]
+    (refused,) = found["refused"]
+    assert (refused["target"], refused["exit_code"]) == ("cpu", 2)
+    assert refused["what"] == "this machine's CPU has no FP16 hardware"
+    assert json.loads((folder / "build" / "net" / "summary.json").read_text()) == found
+    code, text = said("build", "--precision", "fp16")
+    assert code == 2
+    assert "cpu: refused" in text
+    assert "jetson-nano: fp16" in text
+    code, found = document("build", "--precision", "fp16", "--dry-run")
+    assert code == 0
+    assert found["notes"] == ["cpu is refused: this machine's CPU has no FP16 hardware"]
+
+
+def test_what_all_targets_refuse_alike_is_one_error(folder: Path) -> None:
+    project(folder, '[engine]\nstreams = 2\n[build]\ntargets = ["cpu", "jetson-nano"]\n')
+    code, found = document("build")
+    assert code == 2
+    assert "one stream" in found["error"]["what"]
+
+
+def test_what_several_targets_refuse_each_in_its_own_words_is_told_of_each(folder: Path) -> None:
+    project(folder, '[build]\ntargets = ["jetson-tx2", "jetson-nano"]\n')
+    code, found = document("build", "--precision", "int8")
+    assert code == 2
+    assert [one["target"] for one in found["refused"]] == ["jetson-tx2", "jetson-nano"]
+    assert not found["targets"]
+    assert not found["steps"]
+
+
 def test_a_recipe_with_a_jetpack_that_a_device_does_not_have_is_refused(folder: Path) -> None:
     project(folder, '[build]\ntargets = ["jetson-nano@6.2", "jetson-nanno@6.2"]\n')
     code, found = document("build", "--dry-run")

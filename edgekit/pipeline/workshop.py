@@ -46,7 +46,11 @@ class Workshop:
         if not cached:
             self._tell(step, target, "started")
         begun = time.monotonic()
-        folder = self.cache.fetch(step, on_wait=lambda: self._tell(step, target, "waiting"))
+        try:
+            folder = self.cache.fetch(step, on_wait=lambda: self._tell(step, target, "waiting"))
+        except BaseException:
+            self._seen.discard(step.key)  # another target may need it: it is not made
+            raise
         said = describe(folder)
         self._tell(step, target, "cached" if cached else "done", said)
         self.note(step.name, target, cached=cached, seconds=time.monotonic() - begun, said=said)
