@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import onnx_ir as ir
+
 from edgekit.engines import onnxruntime, openvino, operators, preflight_nodes, tensorrt_rtx
 from edgekit.engines.answers import Answer, Line, NodeFinding, PreflightReport, line_of
 from edgekit.engines.base import EngineRequest, input_extents, read_model
@@ -171,6 +173,10 @@ def _compile(request: EngineRequest, model: Model, known: Sequence[NodeFinding])
     except EdgekitError as error:
         refused = {finding.node for finding in known if finding.answer is Answer.REFUSED}
         named = _named_nodes(model, error.got)
+        if own and "FP32" in error.got and _becomes_half(request, model):
+            nodes = tuple(_half_finding(node, error.got) for node in named)
+            said = f"{judge}, as the file is written, in float32: {error.what}: {error.got}"
+            return _Compiled(Line(check=check, answer=Answer.UNKNOWN, said=said), nodes)
         if own and isinstance(error, InputError):
             nodes = tuple(_compiler_finding(node, Answer.REFUSED, error.got) for node in named)
             said = f"{judge}: {error.what}: {error.got}"
@@ -188,14 +194,36 @@ def _compile(request: EngineRequest, model: Model, known: Sequence[NodeFinding])
 
 def _compiler_finding(node: operators.Node, answer: Answer, said: str) -> NodeFinding:
     gap = _RTX_GAPS.get(node.op_type, "")
-    judged = answer is Answer.REFUSED
+    if answer is Answer.UNKNOWN:
+        remedy = f"The device decides{gap and f'; {gap}'}."
+    elif gap and "FP32" in said:
+        remedy = "Ask for FP16: --precision fp16."
+    else:
+        remedy = operators.remedy(node)
     return NodeFinding(
         node=operators.name_of(node),
         operator=node.op_type,
         check="compile",
         answer=answer,
         reason=f"TensorRT-RTX could not compile it: {said.splitlines()[0]}",
-        remedy=operators.remedy(node) if judged else f"The device decides{gap and f'; {gap}'}",
+        remedy=remedy,
+    )
+
+
+def _becomes_half(request: EngineRequest, model: Model) -> bool:
+    """Whether FP16 is wanted of a graph that no step has written in float16 so far."""
+    stored = (value.dtype for value in model.graph.initializers.values())
+    return request.precision == "fp16" and ir.DataType.FLOAT16 not in stored
+
+
+def _half_finding(node: operators.Node, said: str) -> NodeFinding:
+    return NodeFinding(
+        node=operators.name_of(node),
+        operator=node.op_type,
+        check="compile",
+        answer=Answer.UNKNOWN,
+        reason=f"TensorRT-RTX could not compile it in float32: {said.splitlines()[0]}",
+        remedy="edgekit build writes it in float16 for this target, unless its values overflow.",
     )
 
 

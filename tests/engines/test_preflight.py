@@ -508,6 +508,19 @@ class TestCompile:
             named = {node.node for node in report.nodes}
             assert named == ({"layer.1/product"} if answer == "unknown" else set())
 
+    def test_on_a_turing_card_float32_is_refused_and_what_becomes_float16_unknown(
+        self, tmp_path: Path
+    ) -> None:
+        path, card = product(tmp_path / "product.onnx", np.float32), load_target("t4")
+        for precision, answer in (("fp32", Answer.REFUSED), ("fp16", Answer.UNKNOWN)):
+            report = checked(path, card, compile_here=True, precision=precision)
+            (found,) = report.nodes
+            assert (found.node, found.answer) == ("layer.1/product", answer)
+            assert report.verdict is answer
+            assert ("--precision fp16" in found.remedy) == (precision == "fp32")
+        half = product(tmp_path / "half.onnx", np.float16)
+        assert checked(half, card, compile_here=True).verdict is Answer.PASSED
+
     def test_a_rule_of_ours_that_agrees_refuses(self, tmp_path: Path) -> None:
         report = checked(contradiction(tmp_path / "bad.onnx"), compile_here=True)
         assert answers(report)["shapes"] == answers(report)["compile"] == "refused"
