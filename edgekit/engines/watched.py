@@ -118,6 +118,7 @@ class _Watch:
         self._child = child
         self._limits = limits
         self._begun = time.monotonic()
+        self._next_look = self._next_tick = 0.0
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.pids: set[int] = {child.pid}
         self.peak: Figure = Unknown("no resident memory was read")
@@ -129,7 +130,7 @@ class _Watch:
         with contextlib.suppress(ValueError, OSError):  # closed: the child has ended
             for line in stream:
                 self._lines.put(line)
-        self._lines.put(None)
+        self._lines.put(None)  # there will be no more
 
     def elapsed(self) -> float:
         return time.monotonic() - self._begun
@@ -137,37 +138,39 @@ class _Watch:
     def until_end(
         self, on_line: Callable[[str], None], on_tick: Callable[[float, Figure], None]
     ) -> None:
-        next_look = next_tick = 0.0
-        silent_from = float("inf")
-        while True:
-            now = self.elapsed()
-            if self._child.poll() is not None:
-                # What it said last is on its way; a grandchild may hold the pipe open for ever.
-                silent_from = min(silent_from, now + _LAST_WORDS_S)
-            try:
-                line = self._lines.get(timeout=_LOOK_S)
-            except queue.Empty:
-                if now >= silent_from:
-                    return
-            else:
-                if line is None:
-                    self._lines.put(None)
-                    if silent_from < float("inf"):
+        ended_at: float | None = None
+        is_open = True  # its stdout, which a grandchild may hold open for ever
+        while is_open or ended_at is None:
+            if ended_at is None and self._child.poll() is not None:
+                ended_at = self.elapsed()
+            if is_open:
+                try:
+                    line = self._lines.get(timeout=_LOOK_S)
+                except queue.Empty:
+                    if ended_at is not None and self.elapsed() > ended_at + _LAST_WORDS_S:
                         return
-                    time.sleep(_LOOK_S)
                 else:
-                    on_line(line)
-            if silent_from < float("inf"):
-                continue
-            if now >= next_look:
-                next_look = now + _LOOK_S
-                resident = self._look()
-                self.stopped = self._passed(resident, now)
-                if self.stopped:
-                    return
-                if now >= next_tick:
-                    next_tick = now + _TICK_S
-                    on_tick(now, resident)
+                    is_open = line is not None
+                    if line is not None:
+                        on_line(line)
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._child.wait(_LOOK_S)
+            if ended_at is None and self._is_stopped(on_tick):
+                return
+
+    def _is_stopped(self, on_tick: Callable[[float, Figure], None]) -> bool:
+        """Looks, where it is time to, and tells; whether a limit is passed."""
+        now = self.elapsed()
+        if now < self._next_look:
+            return False
+        self._next_look = now + _LOOK_S
+        resident = self._look()
+        self.stopped = self._passed(resident, now)
+        if not self.stopped and now >= self._next_tick:
+            self._next_tick = now + _TICK_S
+            on_tick(now, resident)
+        return bool(self.stopped)
 
     def _look(self) -> Figure:
         members = group_members(self._child.pid)
