@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.engines.build_progress import PhaseTree
@@ -43,6 +43,7 @@ EVENTS = st.one_of(
 )  # fmt: skip
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(EVENTS, max_size=40))
 def test_it_never_falls_and_never_says_that_it_is_done(events: list[tuple[object, ...]]) -> None:
     tree = PhaseTree()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_stand_in import Cudart
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.engines import cuda, cuda_runtime
@@ -23,6 +23,7 @@ def device_on(library: Cudart) -> Device:
     return Device(library=library, memory=RuntimeMemory(library))
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(0, 5), max_size=4),
     st.sampled_from(["float32", "float16", "int64", "uint8", "bool"]),

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.engines.inspector import EngineLayer, read_layers, report_of
@@ -154,6 +154,7 @@ def test_a_model_whose_work_is_unknown_has_no_share_of_it() -> None:
 NODES = ("a", "b", "c", "d")
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.builds(
