@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 from edgekit.engines.base import (
@@ -58,9 +59,16 @@ def compile_model(
 ) -> Compiled:  # fmt: skip
     """What the compiler says of the model, with the engine at `place`.
 
-    `compute_capability`, such as "8.6", stands in for the target's own. Raises as `build` does.
+    `compute_capability`, such as "8.6", stands in for the target's own. It is the graph that is
+    tried: what only the target's own TensorRT is asked for (a DLA, stripped weights) is left out.
+    Raises as `build` does.
     """
-    return compile_request(request, place, _package_for(request, compute_capability))
+    tried = replace(
+        request,
+        dla_core=None,
+        builder=replace(request.builder, refit=False, strip=False, typing="auto"),
+    )
+    return compile_request(tried, place, _package_for(request, compute_capability))
 
 
 def open(engine: Engine, *, threads: int = 0) -> Session:

@@ -298,3 +298,19 @@ def test_a_memory_cap_in_the_request_stops_a_real_build(
     with pytest.raises(ResourceError, match="stopped for its memory"):
         tensorrt_rtx.build(request, tmp_path / "engine")
     assert list((tmp_path / "engine").iterdir()) == []
+
+
+@rtx
+@needs_rtx
+def test_a_graph_is_tried_without_what_only_the_device_is_asked_for(
+    residual_path: Path, tmp_path: Path
+) -> None:
+    asked = EngineRequest(
+        model_path=residual_path, name="net", target=load_target("jetson-orin-nx-16gb"),
+        precision="fp16", dla_core=0, builder=BuilderOptions(strip=True, typing="flags"),
+    )  # fmt: skip
+    compiled = tensorrt_rtx.compile_model(asked, tmp_path / "e", compute_capability="8.6")
+    assert [spec.name for spec in compiled.outputs] == ["logits"]
+    with pytest.raises(InputError, match="cannot build this engine") as refusal:
+        tensorrt_rtx.build(request_for(residual_path, dla_core=0), tmp_path / "engine")
+    assert "sees 0 here" in refusal.value.got
