@@ -47,9 +47,11 @@ OWNERS = {
         "quantize/refine/", "quantize/precision/",
     ),
     "accelerate": ("train/acceleration.py",),
-    "tensorrt": ("engines/tensorrt.py", "engines/trt_common.py"),
-    "tensorrt_rtx": ("engines/tensorrt_rtx.py", "engines/trt_common.py"),
+    # Only by name, in the process that builds and where an engine is opened.
+    "tensorrt": (),
+    "tensorrt_rtx": (),
     "pycuda": ("engines/cuda.py",),
+    "ctypes": ("engines/cuda.py", "engines/cuda_runtime.py"),
     "onnxsim": ("models/simplify.py",),
     "onnxruntime": ("engines/onnxruntime.py", "engines/onnxruntime_session.py"),
     "openvino": ("engines/openvino.py",),
