@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgekit import api, files
 from edgekit.engines import tensorrt_rtx
@@ -32,13 +34,19 @@ VNNI = {"machine": "x86_64", "system": "Linux", "cpu": "one", "onnxruntime": "1.
         "cpu_flags": "avx2 avx512_vnni avx512f", "cores": "4"}  # fmt: skip
 
 
+UNWRITTEN = Engine(
+    path=Path("model.engine"), name="net", target="jetson-orin-nano-8gb", runtime="tensorrt",
+    runtime_version="10.3.0.30", precision="int8", sha256="0" * 64, file_bytes=6,
+    model_sha256="0" * 64, inputs=(), outputs=(),
+)  # fmt: skip
+
+
 def engine(folder: Path, runtime: str, version: str, **fields: object) -> Engine:
     place = folder / "model.engine"
     place.write_bytes(b"a plan")
-    made = Engine(
-        path=place, name="net", target="jetson-orin-nano-8gb", runtime=runtime,
-        runtime_version=version, precision="int8", sha256=files.digest_file(place), file_bytes=6,
-        model_sha256="0" * 64, inputs=(), outputs=(),
+    made = replace(
+        UNWRITTEN, path=place, runtime=runtime, runtime_version=version,
+        sha256=files.digest_file(place),
     )  # fmt: skip
     made = replace(made, **fields)  # type: ignore[arg-type]
     write_manifest(made)
@@ -169,6 +177,33 @@ def test_cores_matter_only_where_settings_were_searched(tmp_path: Path) -> None:
     assert "cores" not in meanings(cpu_engine(tmp_path), here)
     searched = cpu_engine(tmp_path, settings={"searched": "8 s"})
     assert meanings(searched, here)["cores"] == "slower"
+
+
+WORDS = st.text("abcdefg.0123456789 ", min_size=1, max_size=12)
+SOFT = st.dictionaries(
+    st.sampled_from(["device", "power_mode", "cuda", "driver", "jetpack", "l4t", "cpu", "cores"]),
+    WORDS,
+)
+
+
+@given(SOFT, WORDS, WORDS, WORDS, st.sampled_from(["tensorrt", "tensorrt_rtx", "onnxruntime"]))
+def test_every_engine_fits_where_it_was_built(
+    soft: dict[str, str], version: str, system: str, architecture: str, runtime: str
+) -> None:
+    facts = {**soft, "system": system, "machine": architecture, "compute_capability": "8.7",
+             "cpu_flags": "avx2", runtime: version}  # fmt: skip
+    made = replace(UNWRITTEN, runtime=runtime, runtime_version=version, built_for=facts)
+    fit = check_engine(made, facts)
+    assert (fit.verdict, fit.exit_code, fit.advice) == (Meaning.SAME, 0, "")
+
+
+@given(SOFT, SOFT)
+def test_what_is_only_noted_never_refuses_a_plan(
+    built: dict[str, str], here: dict[str, str]
+) -> None:
+    hard = {"system": "Linux", "machine": "aarch64", "compute_capability": "8.7"}
+    made = replace(UNWRITTEN, built_for={**built, **hard})
+    assert check_engine(made, {**here, **hard, "tensorrt": "10.3.0.30"}).exit_code == 0
 
 
 def check(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
