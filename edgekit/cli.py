@@ -526,6 +526,10 @@ def quantize(
     min_int8_share: Annotated[
         float | None, typer.Option(help="Of the MACs of weighted layers, in INT8; 0.95.")
     ] = None,
+    tables: Annotated[
+        list[str] | None,
+        typer.Option("--table", help="Two of `edgekit table`, FP32 and INT8: what INT8 saves."),
+    ] = None,
     spare: Annotated[
         float | None, typer.Option(help="Of the MACs, left in float where it helps most; 0.")
     ] = None,
@@ -551,6 +555,7 @@ def quantize(
         "ranges": method, "refine": quantizing.refinements(refine), "max_drop": max_drop,
         "samples": quantizing.sample_count(samples), "min_int8_share": min_int8_share,
         "weight_bits": bits, "max_ms": max_ms, "spare": spare,
+        "tables": tuple(tables) if tables else None,
     }  # fmt: skip
     request = quantizing.QuantizeRequest(
         origin=_origin(model, shapes, trust_pickle=trust_pickle, weights=weights, plan=plan),

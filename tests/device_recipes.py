@@ -44,16 +44,20 @@ def golden_of(model: Path, inputs: Mapping[str, Array], batch: int) -> list[Gold
 def write(
     model: Path, folder: Path, inputs: Mapping[str, Array], *, target: Target = ORIN,
     limits: Mapping[str, float] | None = None, precision: str = "fp16", name: str = "net",
+    original: Path | None = None, rounds: int = 2,
 ) -> DeviceRecipe:  # fmt: skip
-    """A recipe for two samples at a time, measured in two rounds."""
+    """A recipe for two samples at a time, measured in two rounds.
+
+    An interval from so few is too wide to decide on what really varies.
+    """
     request = EngineRequest(
         model_path=model, name=name, target=target, precision=precision, batch=(1, 2, 4)
     )
     evidence = gate.Evidence(estimates={"drop": gate.Estimate(value=0.0)}, on_device=False)
     return write_device_recipe(
-        request, folder, golden=golden_of(model, inputs, 2),
+        request, folder, golden=golden_of(model, inputs, 2), original=original,
         samples=len(next(iter(inputs.values()))),
-        bench=BenchPlan(seconds=0.4, rounds=2, warmup_seconds=0.05),
+        bench=BenchPlan(seconds=0.4, rounds=rounds, warmup_seconds=0.05),
         judging={
             "metric": "top1", "limits": dict(limits or {"min_fps": 10.0, "max_drop": 0.01}),
             "evidence": gate.evidence_to_json(evidence),

@@ -19,6 +19,7 @@ import onnx
 import pytest
 from conftest import residual_graph
 
+from edgekit.bench.measurement import load_measurements
 from edgekit.engines.device_recipe import load_device_recipe
 from edgekit.errors import InputError, MissingPackageError, ResourceError
 from edgekit.pipeline.build import BuildRequest, build
@@ -39,10 +40,10 @@ ranges = "minmax"
 refine = "none"
 [gate]
 max_drop = 1.0
-min_fps = 1
+min_speedup = 0.001
 [bench]
 seconds = 0.4
-rounds = 2
+rounds = 6
 warmup_seconds = 0.05
 """
 IMAGES = device_recipes.two_batches()
@@ -72,6 +73,7 @@ def device(residual_path: Path, tmp_path: Path) -> Path:
         {"image": IMAGES},
         target=load_target("cpu"),
         precision="fp32",
+        rounds=6,
     ).folder
 
 
@@ -111,10 +113,14 @@ def test_a_recipe_that_a_build_wrote_goes_all_the_way(residual_path: Path) -> No
     (target,) = quietly(device).targets
     assert target.verdict is Verdict.PASS
     assert [check.name for check in target.checks] == [
-        "max_golden_error", "min_golden_cosine", "min_golden_top1", "min_fps", "max_drop",
+        "max_golden_error", "min_golden_cosine", "min_golden_top1", "min_speedup", "max_drop",
         "min_int8_share",
     ]  # fmt: skip
-    assert target.before.file_bytes == (folder / "residual.onnx").stat().st_size
+    # The original was built and measured in turn.
+    assert target.before.fps > 1
+    assert [m.arm for m in load_measurements(device / "built" / "measurement.json")] == [
+        "original", "int8",
+    ]  # fmt: skip
 
 
 def test_a_second_time_nothing_is_made_again(device: Path) -> None:
@@ -229,6 +235,32 @@ def test_trtexec_of_this_machine_builds_verifies_measures_and_gates(someone: Pat
     assert target.after.p50_ms == pytest.approx(2.04)
     manifest = json.loads((someone / "built" / "engine" / "manifest.json").read_text())
     assert manifest["runtime"] == {"name": "tensorrt", "version": "10.3.0"}
+
+
+@pytest.mark.usefixtures("trtexec")
+def test_a_speedup_through_trtexec_is_that_of_its_rounds(
+    residual_path: Path, tmp_path: Path
+) -> None:
+    device = device_recipes.write(
+        residual_path, tmp_path / "device", {"image": IMAGES[:2]}, original=residual_path,
+        target=device_recipes.anonymous(), limits={"min_speedup": 1.0},
+    ).folder  # fmt: skip
+    (target,) = quietly(device).targets
+    checks = {check.name: check for check in target.checks}
+    assert checks["min_speedup"].value == pytest.approx(1.0)
+    assert target.before.p50_ms == pytest.approx(2.04)
+
+
+@pytest.mark.usefixtures("trtexec")
+def test_a_speedup_over_nothing_is_undecided(residual_path: Path, tmp_path: Path) -> None:
+    device = device_recipes.write(
+        residual_path, tmp_path / "device", {"image": IMAGES[:2]},
+        target=device_recipes.anonymous(), limits={"min_speedup": 1.0},
+    ).folder  # fmt: skip
+    result = quietly(device)
+    assert result.exit_code == 3
+    (target,) = result.targets
+    assert target.verdict is Verdict.INCONCLUSIVE
 
 
 def test_wrong_answers_of_a_device_fail(someone: Path, trtexec: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from edgekit.values import Array, Feeds, TensorSpec
 FORMAT = 2
 DEVICE_FILE = "device.json"
 GOLDEN_FILE = "golden.npz"
+ORIGINAL_FILE = "original.onnx"
 
 _AGAIN = "Make the recipe again on the build host, and copy all of its folder."
 
@@ -97,6 +98,16 @@ class DeviceRecipe:
     dla_core: int | None
     workspace_bytes: int | None
     threads: int
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the original is built and measured beside it: a limit compares the two."""
+        return ORIGINAL_FILE in self.sha256
+
+    def original_request(self) -> EngineRequest:
+        """What a runtime is asked for to have the original beside it, in FP32."""
+        place = self.folder / ORIGINAL_FILE
+        return replace(self.request(), model_path=place, precision="fp32", dla_core=None)
 
     def request(self) -> EngineRequest:
         """What a runtime on the device is asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from edgekit.engines.device_recipe import (
     DEVICE_FILE,
     FORMAT,
     GOLDEN_FILE,
+    ORIGINAL_FILE,
     TOLERANCES,
     BenchPlan,
     DeviceRecipe,
@@ -51,11 +52,14 @@ _BUILDER_FLAGS: Mapping[str, list[str]] = {
 }  # fmt: skip
 
 
-def write_device_recipe(
+def write_device_recipe(  # noqa: PLR0913
     request: EngineRequest, folder: Path, *, golden: Sequence[GoldenBatch], samples: int,
-    bench: BenchPlan, judging: Mapping[str, Any],
+    bench: BenchPlan, judging: Mapping[str, Any], original: Path | None = None,
 ) -> DeviceRecipe:  # fmt: skip
     """Writes the folder for the device. `samples` of the golden ones are different, the rest fill.
+
+    `original` is the ONNX file of the original, to be measured in turn with it where a limit
+    compares the two.
 
     Equal requests leave equal bytes. Raises InputError where the target's trtexec cannot be asked
     for it, and where the golden batches are not the model's.
@@ -69,6 +73,8 @@ def write_device_recipe(
         GOLDEN_FILE: _npz(golden),
         **(_raw_files(golden, request.target.runtime) if has_trtexec(request.target) else {}),
     }
+    if original is not None:
+        contents[ORIGINAL_FILE] = original.read_bytes()
     digests = {name: files.digest_bytes(content) for name, content in contents.items()}
     builds = [
         _build(request, runtime, {n: extents[n] for n in sorted(dynamic)}, extents)
@@ -102,6 +108,7 @@ def write_device_recipe(
             builds=tuple(map(_script_build, builds)), runs=tuple(runs),
             trtexec=request.target.runtime.trtexec, batch=batch, seconds=bench.seconds,
             rounds=bench.rounds, warmup_seconds=bench.warmup_seconds,
+            has_original=original is not None,
         ))  # fmt: skip
         contents[SCRIPT_FILE] = text.encode()
         digests[SCRIPT_FILE] = files.digest_bytes(text.encode())
@@ -197,13 +204,21 @@ def _build(
         found["trtexec"] = list(
             build_arguments(request, dynamic, version=runtime.version, engine="model.engine")
         )
+        plain = replace(request, precision="fp32", dla_core=None)
+        found["trtexec_original"] = [
+            argument.replace(f"--onnx={MODEL_FILE}", f"--onnx={ORIGINAL_FILE}")
+            for argument in build_arguments(
+                plain, dynamic, version=runtime.version, engine="original.engine"
+            )
+        ]
     return found
 
 
 def _script_build(build: Mapping[str, Any]) -> ScriptBuild:
     return ScriptBuild(
-        version=build["runtime"]["version"], jetpack=build["jetpack"], arguments=build["trtexec"]
-    )
+        version=build["runtime"]["version"], jetpack=build["jetpack"], arguments=build["trtexec"],
+        original=build["trtexec_original"],
+    )  # fmt: skip
 
 
 def _check_golden(

@@ -13,6 +13,7 @@ from edgekit.engines.device_recipe import DeviceRecipe
 from edgekit.engines.trtexec_flags import version_from_number
 from edgekit.engines.trtexec_script_parts import (
     ENGINE_FILE,
+    ORIGINAL_ENGINE_FILE,
     answer_name,
     rounds_of,
     times_name,
@@ -29,13 +30,15 @@ class DeviceRun:
 
     `answers` are the outputs of each golden batch. `rates` are the queries a second of each round,
     as trtexec counts them; the measurement's samples are the latencies of the queries, in order,
-    with copies between host and device left out. `facts` are the device's own words, `layers` the
+    with copies between host and device left out. `baseline` is the original's, measured in turn,
+    where the recipe has it. `facts` are the device's own words, `layers` the
     times of the engine's layers, run one by one.
     """
 
     version: str
     answers: tuple[Mapping[str, Array], ...]
     measurement: Measurement
+    baseline: Measurement | None
     rates: tuple[float, ...]
     facts: Mapping[str, str]
     notes: tuple[str, ...]
@@ -52,12 +55,16 @@ def read_results(recipe: DeviceRecipe, results: Path) -> DeviceRun:
     built = read_run(results / "build.log")
     answers = tuple(_answer(recipe, results / answer_name(k)) for k in range(len(recipe.golden)))
     measurement, rates, doubts = _measurement(recipe, results, version)
+    baseline = None
+    if recipe.has_original:
+        baseline, _, _ = _measurement(recipe, results, version, original=True)
     facts = _facts(results)
     conditions = {**measurement.conditions, **{f"device_{k}": v for k, v in facts.items()}}
     return DeviceRun(
         version=version,
         answers=answers,
         measurement=_with(measurement, conditions, doubts),
+        baseline=baseline,
         rates=rates,
         facts=facts,
         notes=tuple(f"while it was built: {warning}" for warning in built.warnings[:5]),
@@ -119,7 +126,7 @@ def read_run(path: Path, *, wants_graph: bool = False) -> output.TrtexecLog:
 
 
 def _measurement(
-    recipe: DeviceRecipe, results: Path, version: str
+    recipe: DeviceRecipe, results: Path, version: str, *, original: bool = False
 ) -> tuple[Measurement, tuple[float, ...], tuple[str, ...]]:
     samples: list[float] = []
     starts: list[int] = []
@@ -128,7 +135,7 @@ def _measurement(
     rounds = rounds_of(recipe.bench.rounds)
     drops: list[Figure] = []
     for turn in range(rounds):
-        place = results / times_name(turn)
+        place = results / times_name(turn, original=original)
         log = read_run(place.with_suffix(".log"), wants_graph=True)
         qps = log.figure("throughput_qps")
         if isinstance(qps, Unknown) or qps <= 0:
@@ -146,10 +153,11 @@ def _measurement(
     memory: Figure = Unknown("a GPU's own memory is not in what trtexec tells")
     if shared:
         memory = max(known) if len(known) == rounds else Unknown("the device did not tell it")
+    engine = results / (ORIGINAL_ENGINE_FILE if original else ENGINE_FILE)
     per_round = -(-recipe.bench.seconds // rounds)
     return (
         Measurement(
-            arm=recipe.precision,
+            arm="original" if original else recipe.precision,
             quantity="latency",
             unit="s",
             samples=tuple(samples),
@@ -158,8 +166,8 @@ def _measurement(
             taken_at=_taken_at(results),
             figures={
                 "peak_memory_bytes": memory,
-                "file_bytes": float((results / ENGINE_FILE).stat().st_size)
-                if (results / ENGINE_FILE).is_file()
+                "file_bytes": float(engine.stat().st_size)
+                if engine.is_file()
                 else Unknown("the engine is not in the results"),
                 "throughput_qps": statistics.fmean(rates),
             },

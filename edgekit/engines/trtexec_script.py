@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from edgekit.engines.trtexec_flags import Run
 from edgekit.engines.trtexec_script_parts import (
     ENGINE_FILE,
+    ORIGINAL_ENGINE_FILE,
     RESULTS_FOLDER,
     ScriptBuild,
     Times,
@@ -32,7 +33,8 @@ class ScriptPlan:
     """What a script does. `runs` are the golden batches; the first is what is measured on.
 
     `sha256` is of the files that must be there, by name; `seconds` of measuring are shared out
-    among the rounds; `stamp` names the recipe in the results.
+    among the rounds; `stamp` names the recipe in the results. With `has_original` the original is
+    built too, and measured in turn.
     """
 
     about: str
@@ -45,6 +47,7 @@ class ScriptPlan:
     seconds: float
     rounds: int
     warmup_seconds: float
+    has_original: bool = False
 
 
 def script(plan: ScriptPlan) -> str:
@@ -58,6 +61,9 @@ def script(plan: ScriptPlan) -> str:
     known = ", ".join(dict.fromkeys(build.version for build in plan.builds))
     generations = generations_of(plan.builds)
     times = Times(seconds=plan.seconds, rounds=plan.rounds, warmup_seconds=plan.warmup_seconds)
+    original = (
+        f'made "$results/{ORIGINAL_ENGINE_FILE}" build_original\n' if plan.has_original else ""
+    )
     return f"""#!/bin/sh
 # {" ".join(plan.about.split())}
 # Builds the engine on the device, runs it on golden inputs, and measures it.
@@ -177,20 +183,22 @@ fi
 
 # --- the engine ---------------------------------------------------------------------------------
 
-engine=$results/{ENGINE_FILE}
-{build_choice(generations, known)}
-# An engine that is there already, whole and of this recipe, is not built again.
-if [ "$(cat "$engine.sha256" 2>/dev/null)" = "$(sha256sum "$engine" 2>/dev/null | cut -c1-64)" ] &&
-    [ -s "$engine" ]; then
-    say "the engine is built already"
-else
-    say "building the engine; this takes minutes"
-    rm -f "$engine" "$engine.sha256" "$results"/answer-*
-    build
-    mv -f "$engine.partial" "$engine"
-    sha256sum "$engine" | cut -c1-64 >"$engine.sha256"
-fi
+{build_choice(generations, known, has_original=plan.has_original)}
+# made FILE BUILD: an engine that is there already, whole and of this recipe, is not built again.
+made() {{
+    if [ -s "$1" ] && [ "$(cat "$1.sha256" 2>/dev/null)" = "$(sha256sum "$1" | cut -c1-64)" ]; then
+        say "${{1##*/}} is built already"
+        return 0
+    fi
+    say "building ${{1##*/}}; this takes minutes"
+    rm -f "$1" "$1.sha256" "$results"/answer-*
+    "$2"
+    mv -f "$1.partial" "$1"
+    sha256sum "$1" | cut -c1-64 >"$1.sha256"
+}}
 
+made "$results/{ENGINE_FILE}" build
+{original}
 # --- what it answers to the golden inputs -------------------------------------------------------
 
 {answers(plan.runs, generations)}
@@ -217,8 +225,8 @@ measured() {{
 }}
 
 rm -f "$results"/times-*
-{measures(plan.runs[0], generations, times)}
-qps=$(sed -n 's/.*Throughput: \\([0-9.]*\\) qps.*/\\1/p' "$results"/times-*.log |
+{measures(plan.runs[0], generations, times, has_original=plan.has_original)}
+qps=$(sed -n 's/.*Throughput: \\([0-9.]*\\) qps.*/\\1/p' "$results"/times-[0-9]*.log |
     sort -g | head -n 1)
 if [ -n "$qps" ]; then
     fps=$(awk "BEGIN {{ printf \\"%.1f FPS, \\", $qps * {plan.batch} }}" || true)

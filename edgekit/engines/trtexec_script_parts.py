@@ -19,17 +19,19 @@ from edgekit.engines.trtexec_flags import (
 
 RESULTS_FOLDER = "results"
 ENGINE_FILE = "model.engine"
+ORIGINAL_ENGINE_FILE = "original.engine"
 
 _MOST_ROUNDS = 5  # a round starts trtexec anew, which takes seconds before it measures
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptBuild:
-    """trtexec's arguments to build with one version of TensorRT."""
+    """trtexec's arguments to build with one version of TensorRT, and to build the original."""
 
     version: str
     jetpack: str
     arguments: Sequence[str]
+    original: Sequence[str]
 
 
 def answer_name(batch: int) -> str:
@@ -37,9 +39,9 @@ def answer_name(batch: int) -> str:
     return f"answer-{batch}.json"
 
 
-def times_name(turn: int) -> str:
+def times_name(turn: int, *, original: bool = False) -> str:
     """The times of a round's queries; the log has `.log` for `.json`."""
-    return f"times-{turn}.json"
+    return f"times-{'original-' if original else ''}{turn}.json"
 
 
 def rounds_of(rounds: int) -> int:
@@ -77,8 +79,8 @@ def _number(version: tuple[int, int]) -> int:
     return version[0] * 10000 + version[1] * 100
 
 
-def build_choice(generations: Sequence[Fitting], known: str) -> str:
-    """A function `build` for the TensorRT that is here, and `version` for what follows."""
+def build_choice(generations: Sequence[Fitting], known: str, *, has_original: bool) -> str:
+    """Functions to build with the TensorRT that is here, and `version` for what follows."""
     parts: list[str] = []
     for place, (build, least, above) in enumerate(generations):
         word = "elif" if parts else "if"
@@ -90,6 +92,11 @@ def build_choice(generations: Sequence[Fitting], known: str) -> str:
             f"    # {of}TensorRT {build.version}\n"
             f"    build() {{\n{_indented(command, 8)}\n    }}\n"
         )
+        if has_original:
+            command = _command(
+                'run "$results/original.log" "$trtexec"', _into_results(build.original)
+            )
+            parts[-1] += f"    build_original() {{\n{_indented(command, 8)}\n    }}\n"
     wanted = generations[0][0].version
     return (
         'if [ "$number" -eq 0 ]; then\n'
@@ -107,14 +114,14 @@ def _number_of(version: str) -> int:
 
 
 def _into_results(arguments: Sequence[str]) -> list[str]:
-    moved = {
-        "--saveEngine=": f"{RESULTS_FOLDER}/{ENGINE_FILE}.partial",
-        "--timingCacheFile=": f"{RESULTS_FOLDER}/{TIMING_CACHE_FILE}",
-    }
     found = []
     for argument in arguments:
-        option = next((option for option in moved if argument.startswith(option)), "")
-        found.append(f"{option}{moved[option]}" if option else argument)
+        option, equals, value = argument.partition("=")
+        if option == "--saveEngine":
+            value = f"{RESULTS_FOLDER}/{value}.partial"
+        elif option == "--timingCacheFile":
+            value = f"{RESULTS_FOLDER}/{TIMING_CACHE_FILE}"
+        found.append(f"{option}{equals}{value}")
     return found
 
 
@@ -141,9 +148,16 @@ def answers(runs: Sequence[Run], generations: Sequence[Fitting]) -> str:
     return "".join(parts)
 
 
-def measures(run: Run, generations: Sequence[Fitting], times: Times) -> str:
-    """Measures in rounds, each a run of its own, then looks at the layers."""
+def measures(
+    run: Run, generations: Sequence[Fitting], times: Times, *, has_original: bool
+) -> str:  # fmt: skip
+    """Measures in rounds, each a run of its own, the original in turn; then looks at the layers."""
     rounds = rounds_of(times.rounds)
+
+    def original(version: str) -> str:
+        here = f"{RESULTS_FOLDER}/{ENGINE_FILE}"
+        there = f"{RESULTS_FOLDER}/{ORIGINAL_ENGINE_FILE}"
+        return command(version).replace(here, there).replace("times-$turn", "times-original-$turn")
 
     def command(version: str) -> str:
         arguments = measure_arguments(
@@ -166,7 +180,8 @@ def measures(run: Run, generations: Sequence[Fitting], times: Times) -> str:
         f"for turn in {turns}; do\n"
         f'    say "measuring, round $((turn + 1)) of {rounds}"\n'
         f"{_indented(_by_version(generations, command), 4)}"
-        "done\n\n"
+        + (_indented(_by_version(generations, original), 4) if has_original else "")
+        + "done\n\n"
         "# Times of layers are for people: a version that cannot tell them is no failure.\n"
         f"{_by_version(generations, layers)}"
         '[ "$code" -eq 0 ] || say "no times of layers: see $log"\n'

@@ -353,6 +353,7 @@ def _quantizing(
         floor = FloorAsked(
             max_drop=options.max_drop, max_ms=options.max_ms, batches=project.evaluation,
             metric=project.metric, dialect=job.dialect, target=target,
+            tables=tuple(wanted.folder / table for table in options.tables),
         )  # fmt: skip
     step = steps.quantize_step(
         floating, (cache, observed), job, floor, workshop.progress_of("quantize", target.name)

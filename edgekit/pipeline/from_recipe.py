@@ -31,7 +31,7 @@ from edgekit.pipeline.result import (
     facts_from_json,
 )
 from edgekit.pipeline.workshop import Workshop
-from edgekit.values import Figure, Unknown
+from edgekit.values import Figure, Measurement, Unknown
 
 BUILT_FOLDER = "built"
 ENGINE_FOLDER, MEASUREMENT_FILE, GOLDEN_FILE = "engine", "measurement.json", "golden.json"
@@ -149,7 +149,8 @@ def _publish(recipe: DeviceRecipe, made: Made, out: Path) -> TargetResult:
             write_json(folder / GOLDEN_FILE, made.golden.to_json())
             contents.append(GOLDEN_FILE)
         if made.measurement is not None:
-            save_measurements([made.measurement], folder / MEASUREMENT_FILE)
+            beside = [] if made.baseline is None else [made.baseline]
+            save_measurements([*beside, made.measurement], folder / MEASUREMENT_FILE)
             contents.append(MEASUREMENT_FILE)
         if made.layers:
             write_json(folder / LAYERS_FILE, {"layers": list(made.layers)})
@@ -159,7 +160,7 @@ def _publish(recipe: DeviceRecipe, made: Made, out: Path) -> TargetResult:
             title=recipe.target.title,
             metric_name=recipe.judging["metric"],
             precision=recipe.precision,
-            before=facts_from_json(recipe.judging["before"]),
+            before=_before(recipe, made),
             after=_after(recipe, made, engine),
             verdict=decision.verdict,
             checks=decision.checks,
@@ -194,27 +195,39 @@ def _evidence(recipe: DeviceRecipe, made: Made) -> gate.Evidence:
         measured = [rule.figure for rule in gate.RULES.values() if rule.measured]
         estimates |= {name: gate.Estimate(value=Unknown(made.why_not)) for name in measured}
     else:
-        estimates |= gate.measured_estimates(made.measurement)
-        estimates |= made.estimates
         speedup = Unknown("the original was not built on the device")
         estimates["speedup"] = gate.Estimate(value=speedup)
+        estimates |= gate.measured_estimates(made.measurement, made.baseline)
+        estimates |= made.estimates
         age = age_s(made.measurement, time.time())
     return replace(
         known, estimates=estimates, on_device=made.golden is not None, age_s=age
     )  # fmt: skip
 
 
+def _before(recipe: DeviceRecipe, made: Made) -> Facts:
+    known = facts_from_json(recipe.judging["before"])
+    if made.baseline is None:
+        return known
+    size = made.baseline.figures.get("file_bytes", known.file_bytes)
+    return _measured(replace(known, file_bytes=size), made.baseline, made)
+
+
 def _after(recipe: DeviceRecipe, made: Made, engine: Engine) -> Facts:
     known = facts_from_json(recipe.judging["after"])
     facts = replace(known, file_bytes=float(engine.file_bytes))
-    measured = made.measurement
-    if measured is None:
+    if made.measurement is None:
         why = Unknown(made.why_not)
         return replace(facts, fps=why, p50_ms=why, p99_ms=why, memory_bytes=why)
+    found = _measured(facts, made.measurement, made)
     rate = made.estimates.get("fps")
+    return found if rate is None else replace(found, fps=rate.value)
+
+
+def _measured(facts: Facts, measured: Measurement, made: Made) -> Facts:
     return replace(
         facts,
-        fps=rate.value if rate is not None else statistics.fps(measured).value,
+        fps=statistics.fps(measured).value,
         p50_ms=1e3 * statistics.percentile(measured.samples, 50),
         p99_ms=1e3 * statistics.percentile(measured.samples, 99),
         memory_bytes=measured.figures.get("peak_memory_bytes", Unknown("not measured")),

@@ -12,6 +12,7 @@ from edgekit.engines.device_recipe_writing import write_device_recipe
 from edgekit.engines.preflight import Answer, preflight
 from edgekit.errors import InputError
 from edgekit.models.cost import total_cost
+from edgekit.models.model import save
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import Step, key_of, read_json, write_json
 from edgekit.pipeline.candidates import (
@@ -34,6 +35,7 @@ from edgekit.pipeline.publish import (
     publish,
 )
 from edgekit.pipeline.result import Facts, TargetResult
+from edgekit.pipeline.steps import Source
 from edgekit.pipeline.workshop import Workshop
 from edgekit.targets import Precision, ResolvedTarget, Target
 
@@ -125,12 +127,12 @@ def _device_step(
     precision, recipe = candidate.precision, chain.recipe
     request = engine_request(recipe, target, precision, project, candidate.source)
     limits, options = limits_of(recipe, precision), recipe.bench
+    original = _original(workshop, project, target) if "min_speedup" in limits else None
     plan = BenchPlan(
         seconds=options.seconds, rounds=options.rounds, warmup_seconds=options.warmup_seconds
     )
 
     def make(folder: Path, partial: Path) -> None:
-        del partial
         flight: dict[str, object] = {"target": target.name, "verdict": "skipped", "lines": []}
         if target.runtime.name.startswith("tensorrt"):
             workshop.progress_of("device", target.name)(0.0, "preflight")
@@ -156,17 +158,31 @@ def _device_step(
             "before": before.to_json(),
             "after": after.to_json(),
         }
+        place = None
+        if original is not None:
+            place = partial / "original.onnx"
+            save(original.load(), place)
         write_device_recipe(
             request, folder / DEVICE_FOLDER, golden=golden, samples=samples, bench=plan,
-            judging=judging,
+            judging=judging, original=place,
         )  # fmt: skip
         write_json(folder / PREFLIGHT_FILE, flight)
 
     key = key_of(
         "device", data=project.evaluation.digest, verified=candidate.verified.key, limits=limits,
+        original="" if original is None else original.key,
         bench=options.model_dump(mode="json"), **request_key(request, candidate.source),
     )  # fmt: skip
     return Step(name="device", key=key, make=make)
+
+
+def _original(workshop: Workshop, project: Project, target: Target) -> Source:
+    """The original as the target reads it."""
+    if project.model.opset <= target.runtime.opset:
+        return project.original
+    step = steps.opset_step(project.original, target.runtime.opset)
+    workshop.do(step, target=target.name, describe=steps.describe_said)
+    return steps.made_model(project.cache, step, project.model.name)
 
 
 def _describe_preflight(folder: Path) -> str:

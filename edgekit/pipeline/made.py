@@ -28,12 +28,14 @@ class Made:
     """An engine that `write` puts into a folder, with all that is known of it.
 
     `golden` is None where it could not be run, `measurement` where it was not measured: `why_not`
-    says it. `estimates` go before those of the measurement's samples; `layers` are times of its layers.
+    says it. `estimates` go before those of the measurement's samples. `baseline` is the original's,
+    measured in turn with it; `layers` are times of the engine's layers.
     """
 
     write: Callable[[Path], Engine]
     golden: GoldenReport | None
     measurement: Measurement | None
+    baseline: Measurement | None = None
     why_not: str = ""
     memory_is: str = "process peak"
     estimates: Mapping[str, gate.Estimate] = field(default_factory=dict)

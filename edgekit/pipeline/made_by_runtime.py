@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from edgekit.bench.measurement import (
 )
 from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm, Plan, lasting_conditions
-from edgekit.engines.base import Engine, runtime_module
+from edgekit.engines.base import Engine, EngineRequest, runtime_module
 from edgekit.engines.device_recipe import DeviceRecipe, refuse_other_version
 from edgekit.engines.here import facts_here
 from edgekit.engines.manifest import load_engine
@@ -46,10 +47,8 @@ def made_by_runtime(
     version = runtime_module(runtime).installed_version()
     if runtime == "tensorrt" and version[:1].isdecimal():
         refuse_other_version(recipe, version)
-    step = _engine_step(recipe, workshop, version, options)
-    workshop.do(step, target=recipe.target.name, describe=_describe)
-    place = workshop.cache.entry(step)
-    engine = load_engine(place)
+    engine = _built(recipe, workshop, recipe.request(), options)
+    place = engine.path.parent
 
     def write(folder: Path) -> Engine:
         shutil.copytree(place, folder)
@@ -57,41 +56,54 @@ def made_by_runtime(
 
     if not seen.is_target:
         return Made(
-            write=write, golden=None, measurement=None, why_not=NOT_HERE.reason, notes=(seen.note,)
+            write=write, golden=None, measurement=None, why_not=NOT_HERE.reason, notes=notes
         )
     golden = _answers(recipe, engine, workshop)
-    measurement = None
-    if answers_hold(recipe, golden):
-        measurement = _measured(recipe, engine, workshop, options)
+    if not answers_hold(recipe, golden):
+        return Made(
+            write=write, golden=golden, measurement=None, why_not=WRONG_ANSWERS, notes=notes
+        )
+    engines = {recipe.precision: engine}
+    if recipe.has_original:
+        original = _built(recipe, workshop, recipe.original_request(), options)
+        engines = {"original": original, **engines}
+    *beside, measurement = _measured(recipe, engines, workshop, options)
     return Made(
         write=write, golden=golden, measurement=measurement,
-        why_not="" if measurement is not None else WRONG_ANSWERS, notes=(seen.note,),
+        baseline=beside[0] if beside else None, notes=notes,
     )  # fmt: skip
 
 
-def _engine_step(
-    recipe: DeviceRecipe, workshop: Workshop, version: str, options: RunOptions
-) -> Step:
+def _built(
+    recipe: DeviceRecipe, workshop: Workshop, request: EngineRequest, options: RunOptions
+) -> Engine:
+    """The engine of a request, built unless it is."""
     target = recipe.target
-    request = recipe.request()
+    runtime = runtime_module(target.runtime.name)
+    what = f"{request.model_path.stem} in {request.precision}"
 
     def make(folder: Path, partial: Path) -> None:
         del partial
         tell = workshop.progress_of("engine", target.name)
-        tell(0.0, recipe.precision)
+        tell(0.0, what)
         told = replace(
             request,
-            on_progress=lambda fraction, said: tell(fraction, f"{recipe.precision}: {said}"),
+            on_progress=lambda fraction, said: tell(fraction, f"{what}: {said}"),
             builder=replace(
                 request.builder, timing_cache=workshop.cache.folder / _TIMING_FOLDER,
                 time_limit_s=options.time_limit_s,
             ),
         )  # fmt: skip
-        runtime_module(target.runtime.name).build(told, folder)
+        runtime.build(told, folder)
 
     facts = {k: v for k, v in facts_here().items() if k not in ("power_mode", "cores")}
-    key = key_of("device-engine", stamp=recipe.stamp, version=version, machine=facts)
-    return Step(name="engine", key=key, make=make)
+    key = key_of(
+        "device-engine", stamp=recipe.stamp, of=what, version=runtime.installed_version(),
+        machine=facts,
+    )  # fmt: skip
+    step = Step(name="engine", key=key, make=make)
+    workshop.do(step, target=target.name, describe=_describe)
+    return load_engine(workshop.cache.entry(step))
 
 
 def _describe(folder: Path) -> str:
@@ -115,36 +127,45 @@ def _answers(recipe: DeviceRecipe, engine: Engine, workshop: Workshop) -> Golden
 
 
 def _measured(
-    recipe: DeviceRecipe, engine: Engine, workshop: Workshop, options: RunOptions
-) -> Measurement:
-    """A measurement of this engine under these conditions: an earlier one that stands, or anew."""
+    recipe: DeviceRecipe, engines: Mapping[str, Engine], workshop: Workshop, options: RunOptions
+) -> tuple[Measurement, ...]:
+    """The engines measured in turn under these conditions: earlier, where that stands, or anew."""
     plan = Plan(
         seconds=recipe.bench.seconds, rounds=recipe.bench.rounds,
         warmup_seconds=recipe.bench.warmup_seconds,
     )  # fmt: skip
-    arm = Arm(
-        name=recipe.precision, engine=engine, inputs=_samples(recipe), batch=recipe.batch,
-        threads=recipe.threads,
-    )  # fmt: skip
+    arms = [
+        Arm(
+            name=name, engine=engine, inputs=_samples(recipe), batch=recipe.batch,
+            threads=recipe.threads,
+        )
+        for name, engine in engines.items()
+    ]  # fmt: skip
     name, max_age = recipe.target.name, float(recipe.judging["evidence"]["max_age_s"])
-    key = key_of("measurement", engine=engine.sha256, stamp=recipe.stamp)
+    key = key_of(
+        "measurement", engines=[engine.sha256 for engine in engines.values()], stamp=recipe.stamp
+    )
     path = workshop.cache.folder / "measurements" / f"{key}.json"
     if path.is_file() and not options.rebench:
-        (stored,) = load_measurements(path)
-        fresh = 0 <= age_s(stored, time.time()) <= max_age
-        if fresh and same_conditions(stored.conditions, lasting_conditions(arm, [arm], plan)):
-            said = f"taken {age_s(stored, time.time()):.0f} s ago"
+        stored = load_measurements(path)
+        age = age_s(stored[0], time.time())
+        same = len(stored) == len(arms) and all(
+            same_conditions(m.conditions, lasting_conditions(arm, arms, plan))
+            for m, arm in zip(stored, arms, strict=True)
+        )
+        if same and 0 <= age <= max_age:
+            said = f"taken {age:.0f} s ago"
             workshop.on_event(StepEvent(step="bench", target=name, state="cached", said=said))
             workshop.note("bench", name, cached=True, seconds=0.0, said=said)
             return stored
     begun = time.monotonic()
     workshop.on_event(StepEvent(step="bench", target=name, state="started"))
-    (measured,) = measure_side_by_side(
-        [arm], seconds=plan.seconds, rounds=plan.rounds, warmup_seconds=plan.warmup_seconds,
+    measured = measure_side_by_side(
+        arms, seconds=plan.seconds, rounds=plan.rounds, warmup_seconds=plan.warmup_seconds,
         on_progress=workshop.progress_of("bench", name),
     )  # fmt: skip
-    save_measurements([measured], path)
-    said = f"{statistics.fps(measured).value:,.0f} FPS"
+    save_measurements(measured, path)
+    said = f"{statistics.fps(measured[-1]).value:,.0f} FPS"
     workshop.on_event(StepEvent(step="bench", target=name, state="done", said=said))
     workshop.note("bench", name, cached=False, seconds=time.monotonic() - begun, said=said)
     return measured

@@ -102,6 +102,7 @@ def _made(
         write=lambda folder: device_engine(recipe, results, run, folder),
         golden=golden,
         measurement=measurement,
+        baseline=None if measurement is None else run.baseline,
         why_not="" if measurement is not None else WRONG_ANSWERS,
         memory_is=_MEMORY_IS,
         estimates={} if measurement is None else {"fps": _rate(run)},

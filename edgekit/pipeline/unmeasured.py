@@ -55,6 +55,7 @@ def finish_elsewhere(
         f"{_megabytes(original.figures.get('activation_bytes'))})",
         "accuracy is that of the quantized graph, emulated by ONNX Runtime",
         f"not measured here: {target.title} is not this machine",
+        *(f"the engine: {note}" for note in engine.notes),
     ]
     result = TargetResult(
         target=target.name,

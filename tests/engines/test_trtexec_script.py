@@ -131,7 +131,7 @@ def test_a_second_run_builds_nothing_and_measures_again(
     recipe, trtexec = done_once, fake_trtexec.install(tmp_path / "bin")
     first = len(asked(recipe))
     done = run_script(recipe, trtexec)
-    assert "the engine is built already" in done.stderr
+    assert "model.engine is built already" in done.stderr
     later = asked(recipe)[first:]
     assert not [run for run in later if any("--saveEngine" in word for word in run)]
     assert not [run for run in later if any("--exportOutput" in word for word in run)]
@@ -243,6 +243,30 @@ def test_each_jetpack_gets_its_own_flags(
         "--timingCacheFile", "--profilingVerbosity",
     }  # fmt: skip
     assert read_results(recipe, recipe.folder / "results").rates == (480.25, 480.25)
+
+
+def test_the_original_is_built_and_measured_in_turn(residual_path: Path, tmp_path: Path) -> None:
+    recipe = device_recipes.write(
+        residual_path, tmp_path / "device", {"image": IMAGES[:2]}, original=residual_path,
+        precision="int8",
+    )  # fmt: skip
+    assert recipe.has_original
+    done = run_script(recipe, fake_trtexec.install(tmp_path / "bin"))
+    assert done.returncode == 0, done.stderr
+    runs = [" ".join(run) for run in asked(recipe)]
+    first, second = (run for run in runs if "--saveEngine" in run)
+    assert "--onnx=model.onnx" in first
+    assert "--int8" in first
+    assert "--onnx=original.onnx" in second
+    assert "--int8" not in second
+    assert "--saveEngine=results/original.engine.partial" in second
+    measured = [run for run in runs if "--exportTimes" in run]
+    assert ["original.engine" in run for run in measured] == [False, True, False, True]
+    found = read_results(recipe, recipe.folder / "results")
+    assert found.baseline is not None
+    assert (found.baseline.arm, found.measurement.arm) == ("original", "int8")
+    assert found.baseline.rounds == found.measurement.rounds == (0, 700)
+    assert found.rates == (480.25, 480.25)
 
 
 @pytest.mark.parametrize("fault", ["half-times", "nan"])
