@@ -348,7 +348,8 @@ class QuantizeSection(Section):
     of weighted layers stay in INT8. Under `max_ms`, the expected latency on the target, the least
     loss is looked for instead. `spare` is a share of the MACs, in all, that may stay in floating
     point where it brings the most fidelity, without labels; under a floor it has no meaning.
-    `weight_bits` under 8 are simulated: the stored type stays.
+    `tables`, two files of `edgekit table` in FP32 and in INT8, say what each node saves; else the
+    roofline does. `weight_bits` under 8 are simulated: the stored type stays.
     """
 
     ranges: Literal["minmax", "percentile", "entropy", "mse", "best"] = "best"
@@ -359,6 +360,7 @@ class QuantizeSection(Section):
     max_ms: Positive | None = None
     min_int8_share: Share = 0.95
     spare: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    tables: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
 
 

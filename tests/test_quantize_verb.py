@@ -146,6 +146,23 @@ def test_spared_layers_are_named_and_stay_in_float(residual_path: Path, samples:
     assert found["parts"][0]["sqnr_db"] > whole["parts"][0]["sqnr_db"]
 
 
+def test_a_latency_limit_goes_by_measured_tables(residual_path: Path, samples: str) -> None:
+    for precision in ("fp32", "int8"):
+        done = CliRunner().invoke(
+            app, ["table", str(residual_path), "--target", "cpu", "--precision", precision,
+                  "--threads", "1", "--cache", "layers", "-o", f"{precision}.json", "--json"],
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+    common = (residual_path, "--data", samples, "--refine", "none", "-o", "q.onnx")
+    tables = ("--table", "int8.json", "--table", "fp32.json")
+    _, found = quantize(*common, "--max-ms", "1000", *tables)
+    assert found["search"]["source"] == "measured"
+    error = refused(
+        *common[:-2], "--max-ms", "1000", "--table", "fp32.json", "--table", "fp32.json"
+    )
+    assert error["wanted"] == "one in fp32 or fp16 and one in int8"
+
+
 def test_a_floor_that_holds_leaves_everything_in_int8(residual_path: Path, samples: str) -> None:
     code, found = quantize(
         residual_path, "--data", samples, "--max-drop", "0.5", "--metric", "fidelity",

@@ -74,6 +74,8 @@ def quantize_file(request: QuantizeRequest, *, on_event: OnEvent) -> QuantizedFi
     _refuse_precision(request.precision, target)
     recipe = load_recipe(request.recipe) if request.recipe is not None else None
     given = recipe.quantize.model_dump(exclude_unset=True) if recipe is not None else {}
+    if recipe is not None and "tables" in given:
+        given["tables"] = tuple(str(recipe.folder / table) for table in given["tables"])
     options = read_section(QuantizeSection, {**given, **request.settings}, "quantize")
     preprocessing = recipe.preprocessing if recipe is not None else None
     model = clean(open_origin(request.origin, preprocessing=preprocessing).model)
@@ -209,6 +211,7 @@ def _floor(run: _Run, job: Job) -> FloorAsked:
     return FloorAsked(
         max_drop=job.options.max_drop, max_ms=job.options.max_ms, batches=samples,
         metric=load_metric(name, Path()), dialect=job.dialect, target=run.target,
+        tables=tuple(map(Path, job.options.tables)),
     )  # fmt: skip
 
 
