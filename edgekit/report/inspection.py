@@ -14,10 +14,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgekit.compress.channels.groups import ChannelGroup, find_groups
-from edgekit.engines.base import EngineRequest
+from edgekit.engines.answers import PreflightReport
 from edgekit.engines.device_rates import rates_of
-from edgekit.engines.preflight import PreflightReport, preflight
-from edgekit.errors import EdgekitError, InputError
+from edgekit.errors import InputError
 from edgekit.models.cost import NodeSurvey, Stored, stored_numbers, survey
 from edgekit.models.cost.anatomy import label, live_nodes
 from edgekit.models.cost.liveness import Peak, peak_activations
@@ -28,6 +27,7 @@ from edgekit.models.operators import builders
 from edgekit.models.simplify import clean
 from edgekit.models.source import load
 from edgekit.pipeline.origin import Origin, open_origin, parse_inputs
+from edgekit.report.preflighted import preflight_as_built
 from edgekit.targets import Precision, Target, resolve_target
 from edgekit.values import Figure, Unknown, figure_to_json
 
@@ -285,7 +285,7 @@ def _on_target(path: Path, model: Model, known: Forms, target: Target, batch: in
     return TargetView(
         target=target,
         note="",
-        preflight=_preflight(path, model, known, target, best),
+        preflight=preflight_as_built(path, model, known, target, best),
         rates=rates,
         estimates=tuple(
             estimate(model, known, rates, precision=precision, batch=batch)
@@ -303,24 +303,6 @@ def _with_reason(found: Estimate, missing: str) -> Estimate:
         memory_bytes=_blamed(found.memory_bytes, missing),
         activation_bytes=_blamed(found.activation_bytes, missing),
     )
-
-
-def _preflight(
-    path: Path, model: Model, known: Forms, target: Target, precision: Precision
-) -> PreflightReport | Unknown:
-    """The preflight at the sizes of the inspection."""
-    shapes = {}
-    for value, spec in zip(model.graph.inputs, model.inputs, strict=True):
-        sizes = known[value].sizes
-        if sizes is not None and any(isinstance(size, str) for size in spec.shape):
-            shapes[spec.name] = (sizes, sizes, sizes)
-    request = EngineRequest(
-        model_path=path, name=model.name, target=target, precision=precision, shapes=shapes
-    )
-    try:
-        return preflight(request)
-    except EdgekitError as error:
-        return Unknown("; ".join(filter(None, (error.what, error.got, error.hint))))
 
 
 def _batch_of(model: Model, known: Forms) -> int:
