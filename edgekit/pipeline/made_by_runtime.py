@@ -48,6 +48,7 @@ def made_by_runtime(
     if runtime == "tensorrt" and version[:1].isdecimal():
         refuse_other_version(recipe, version)
     engine = _built(recipe, workshop, recipe.request(), options)
+    notes = (seen.note, *(f"the engine: {note}" for note in engine.notes))
     place = engine.path.parent
 
     def write(folder: Path) -> Engine:
