@@ -117,13 +117,6 @@ def test_another_mode_or_module_is_slower_and_another_library_harmless(tmp_path:
     assert check_engine(plan(tmp_path), here).exit_code == 0
 
 
-def test_a_version_compatible_plan_runs_on_newer_versions_of_its_major(tmp_path: Path) -> None:
-    made = plan(tmp_path, settings={"version_compatible": 1})
-    for version, meaning in (("10.7.0", "harmless"), ("10.0.1", "must rebuild"),
-                             ("11.4.1", "must rebuild")):  # fmt: skip
-        assert meanings(made, {**ORIN, "tensorrt": version})["TensorRT"] == meaning
-
-
 @pytest.mark.parametrize(
     ("built", "here", "meaning"),
     [

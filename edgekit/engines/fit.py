@@ -158,8 +158,6 @@ def _plan_version(engine: Engine, title: str, here: str) -> Row:
         meaning, said = Meaning.UNKNOWN, f"{title} is not on this machine"
     elif _same_version(built, here):
         meaning, said = Meaning.SAME, ""
-    elif engine.settings.get("version_compatible") and _newer_of_one_major(built, here):
-        meaning, said = Meaning.HARMLESS, "built to run on newer versions of its major"
     else:
         meaning, said = Meaning.REBUILD, "a plan runs on the version that built it"
     return Row(what=title, built=built, here=here, meaning=meaning, said=said)
@@ -167,12 +165,6 @@ def _plan_version(engine: Engine, title: str, here: str) -> Row:
 
 def _capability(engine: Engine, here: str) -> Row:
     built = engine.built_for.get("compute_capability", "")
-    level = str(engine.settings.get("hardware_compatibility", "")).lower()
-    if level == "ampere_plus" and built and here and _numbers(here) >= (8, 0):
-        return Row(
-            what="compute capability", built=f"{built} and all from 8.0", here=here,
-            meaning=Meaning.SAME if built == here else Meaning.SLOWER,
-        )  # fmt: skip
     row = _identical("compute capability", built, here)
     if not here:
         return Row(
@@ -291,8 +283,3 @@ def _same_version(built: str, here: str) -> bool:
     a, b = _numbers(built), _numbers(here)
     places = min(len(a), len(b))
     return built == here or (places >= 3 and a[:places] == b[:places])
-
-
-def _newer_of_one_major(built: str, here: str) -> bool:
-    a, b = _numbers(built), _numbers(here)
-    return a[:1] == b[:1] and b >= a
