@@ -191,7 +191,10 @@ def build(
 
         wanted = device.FromRequest(
             folder=from_recipe, out=out, via=via, results=results, rebench=rebench, strict=strict,
-            time_limit_s=time_limit,
+            time_limit_s=time_limit, unused=device.given({
+                "--target": target, "--dry-run": dry_run, "--recipe-only": recipe_only,
+                "--precision": precision, "--dla": dla,
+            }),
         )  # fmt: skip
         with console.build_progress() as on_event:
             result = device.build_from(wanted, on_event=on_event)

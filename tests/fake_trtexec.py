@@ -78,6 +78,8 @@ def build(given: dict[str, str], fault: str) -> int:
     say("I", "=== Build Options ===")
     if fault == "slow-build":
         time.sleep(60)
+    if fault == "killed":
+        os.kill(os.getpid(), 9)
     if fault == "refused":
         say("E", 'ModelImporter.cpp:948: While parsing node number 7 [Mod -> "y"]:')
         say("E", "ModelImporter.cpp:951: ERROR: No importer registered for op: Mod")

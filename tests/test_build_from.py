@@ -315,6 +315,7 @@ def test_results_of_another_device_are_refused(jetson: Path) -> None:
         (["--via", "ssh nobody@nowhere"], "belong to a device recipe"),
         (["--results", "x"], "belong to a device recipe"),
         (["--from", "nowhere"], "no device recipe"),
+        (["--from", "x", "--target", "cpu", "--dla"], "--target, --dla"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, words: list[str], said: str) -> None:
@@ -336,6 +337,12 @@ def test_a_prefix_that_is_no_command_line_is_refused(someone: Path, via: str) ->
 def test_a_prefix_of_a_program_that_is_not_here_is_missing(someone: Path) -> None:
     with pytest.raises(MissingPackageError, match="no nowhere-ssh"):
         quietly(someone, via="nowhere-ssh user@device")
+
+
+def test_a_trtexec_that_is_killed_blames_nobody(someone: Path, trtexec: Path) -> None:
+    (trtexec / "fault").write_text("killed")
+    with pytest.raises(ResourceError, match="killed by SIGKILL, by whom is not known"):
+        quietly(someone)
 
 
 def test_a_trtexec_that_takes_too_long_is_ended(someone: Path, trtexec: Path) -> None:

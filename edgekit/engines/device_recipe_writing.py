@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +45,9 @@ from edgekit.errors import InputError
 from edgekit.targets import Runtime, Target
 from edgekit.values import Array, Feeds, TensorSpec
 
+if TYPE_CHECKING:
+    from edgekit.models.model import Model
+
 _RAW_FOLDER = "golden"
 
 _BUILDER_FLAGS: Mapping[str, list[str]] = {
@@ -65,6 +68,7 @@ def write_device_recipe(  # noqa: PLR0913
     for it, and where the golden batches are not the model's.
     """
     model = read_model(request.model_path)
+    _refuse_parts(model, request.model_path)
     extents = input_extents(model.inputs, request)
     dynamic = {spec.name for spec in model.inputs if any(isinstance(d, str) for d in spec.shape)}
     batch = _check_golden(golden, model.inputs, model.outputs, extents)
@@ -129,6 +133,19 @@ def write_device_recipe(  # noqa: PLR0913
         (folder / SCRIPT_FILE).chmod(0o755)
     files.write_text(folder / DEVICE_FILE, json.dumps(document, indent=2) + "\n")
     return load_device_recipe(folder)
+
+
+def _refuse_parts(model: Model, path: Path) -> None:
+    """Raises InputError where the ONNX file is one of several."""
+    import onnx_ir as ir
+
+    values = model.graph.initializers.values()
+    apart = [v.name for v in values if isinstance(v.const_value, ir.ExternalTensor)]
+    if apart:
+        raise InputError(
+            "a device recipe holds one ONNX file, and this model's weights lie in others",
+            where=str(path), got=f"{len(apart)} tensors apart", wanted="a model below 1.5 GB",
+        )  # fmt: skip
 
 
 def runtimes_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class FromRequest:
 
     `via` is a command prefix that leads to the device, `results` a folder that build.sh left there;
     with neither the engine is made on this machine. `out` None is the folder `built` in the recipe.
+    `unused` are options that were given and have no say: the recipe has settled what they ask.
     """
 
     folder: Path | None
@@ -54,6 +56,12 @@ class FromRequest:
     rebench: bool = False
     strict: bool = False
     time_limit_s: float = 7200.0
+    unused: tuple[str, ...] = ()
+
+
+def given(options: Mapping[str, object]) -> tuple[str, ...]:
+    """The names of the options that were given."""
+    return tuple(name for name, value in options.items() if value)
 
 
 def build_from(request: FromRequest, *, on_event: OnEvent) -> BuildResult:
@@ -68,6 +76,11 @@ def build_from(request: FromRequest, *, on_event: OnEvent) -> BuildResult:
         raise InputError(
             "--via and --results belong to a device recipe", wanted="--from FOLDER",
             hint="The folder is device/ of a target that edgekit build made.",
+        )  # fmt: skip
+    if request.unused:
+        raise InputError(
+            "a device recipe has settled what these options ask", got=", ".join(request.unused),
+            hint="Give them to the build that writes the recipe.",
         )  # fmt: skip
     recipe = load_device_recipe(request.folder)
     out = request.out or request.folder / BUILT_FOLDER

@@ -149,6 +149,16 @@ def test_golden_arrays_of_another_model_are_refused(
         write_with(residual_path, tmp_path, [GoldenBatch(inputs=inputs, outputs=outputs)])
 
 
+def test_a_model_in_several_files_is_refused(residual_path: Path, tmp_path: Path) -> None:
+    model = onnx.load(residual_path)
+    onnx.save(
+        model, tmp_path / "apart.onnx", save_as_external_data=True, location="apart.data",
+        size_threshold=0,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="holds one ONNX file"):
+        device_recipes.write(tmp_path / "apart.onnx", tmp_path / "device", {"image": IMAGES})
+
+
 def test_without_golden_inputs_there_is_no_recipe(residual_path: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs golden inputs"):
         write_with(residual_path, tmp_path, [])
