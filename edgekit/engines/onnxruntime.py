@@ -29,6 +29,7 @@ from edgekit.engines.session_settings import (
     candidates,
     search,
     settings_from_manifest,
+    unless_busy,
 )
 from edgekit.errors import InputError
 from edgekit.values import Array, Feeds, run
@@ -158,7 +159,10 @@ def _searched(request: EngineRequest, place: Path, feeds: Feeds) -> Found:
     def opened(settings: SessionSettings) -> OnnxRuntimeSession:
         return open_session(place, settings)
 
-    return search(opened, feeds, tried, base, seconds=request.builder.search_s)
+    def find() -> Found:
+        return search(opened, feeds, tried, base, seconds=request.builder.search_s)
+
+    return unless_busy(find, base)
 
 
 def _write(

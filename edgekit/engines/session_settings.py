@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import psutil
+
 from edgekit.engines.comparison import identical
 from edgekit.errors import EdgekitError
 from edgekit.values import Feeds, Session, run
@@ -21,6 +23,7 @@ _TURN_S = 0.002
 _PAUSE_S = 0.002  # the session before has stopped spinning
 _LEAST_GAIN = 0.05  # of the defaults' time; less is within what a machine's own unrest does
 _WON = 0.8  # of the rounds
+_OTHER_LOAD = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,29 @@ def search(
                     sessions[settings] = session
         rounds = _interleaved(sessions, feeds, deadline)
     return _decided(rounds, base)
+
+
+def unless_busy(find: Callable[[], Found], base: SessionSettings) -> Found:
+    """What `find` finds, or `base` where other programs worked meanwhile.
+
+    What is best beside them need not be best without: a tenth of the processors is too much.
+    """
+    begun, busy, own = time.monotonic(), _busy_s(), time.process_time()
+    found = find()
+    wall = max(time.monotonic() - begun, 1e-9)
+    others = (_busy_s() - busy) - (time.process_time() - own)
+    share = max(0.0, others) / (wall * (psutil.cpu_count() or 1))
+    if share <= _OTHER_LOAD:
+        return found
+    return Found(settings=base, said=f"other programs used {share:.0%} of the processors")
+
+
+def _busy_s() -> float:
+    """Seconds that all processors have worked since the machine was started."""
+    times = psutil.cpu_times()
+    twice = ("guest", "guest_nice")  # on Linux they are in user time too
+    not_worked = ("idle", "iowait", *twice)
+    return float(sum(times)) - sum(float(getattr(times, name, 0.0)) for name in not_worked)
 
 
 def _interleaved(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,13 +17,16 @@ from hypothesis import strategies as st
 
 from edgekit import machine
 from edgekit.engines import onnxruntime as runtime
+from edgekit.engines import session_settings
 from edgekit.engines.base import BuilderOptions, EngineRequest
 from edgekit.engines.manifest import load_engine
 from edgekit.engines.session_settings import (
+    Found,
     SessionSettings,
     candidates,
     search,
     settings_from_manifest,
+    unless_busy,
 )
 from edgekit.errors import InputError
 from edgekit.targets import load_target
@@ -94,6 +100,37 @@ def test_too_short_a_time_keeps_the_defaults_and_is_kept_to() -> None:
     begun = time.monotonic()
     assert searched({DEFAULTS: 2e-2, QUICK: 1e-3, SAME: 2e-2}, budget=0.1) == DEFAULTS
     assert time.monotonic() - begun < 1.0
+
+
+def test_beside_other_programs_the_defaults_stay() -> None:
+    found = Found(settings=QUICK, said="quick")
+    count = os.cpu_count() or 1
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+
+    def find() -> Found:
+        time.sleep(0.5)
+        return found
+
+    try:
+        chosen = unless_busy(find, DEFAULTS)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert chosen.settings == DEFAULTS
+    assert "other programs used" in chosen.said
+
+
+def test_what_this_process_works_is_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_settings, "_busy_s", time.process_time)
+
+    def find() -> Found:
+        end = time.perf_counter() + 0.05
+        while time.perf_counter() < end:
+            pass
+        return Found(settings=QUICK, said="quick")
+
+    assert unless_busy(find, DEFAULTS).settings == QUICK
 
 
 @given(st.integers(1, 64), st.integers(1, 128), st.integers(0, 64))
