@@ -19,6 +19,7 @@ from edgekit.bench import statistics
 from edgekit.bench.workload import Arm, Plan, check_arms, lasting_conditions, load_average
 from edgekit.engines.base import runtime_module
 from edgekit.engines.child import ending, environment, was_killed
+from edgekit.engines.fit import same_version
 from edgekit.errors import EdgekitError, InputError, MissingPackageError, ResourceError
 from edgekit.values import Figure, Measurement, Unknown, figure_from_json
 
@@ -101,6 +102,7 @@ class _Worker:
     before: Figure = _NOT_LOADED
     peak: Figure = _NOT_LOADED
     cpu_s: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def load(self) -> None:
         """Opens the engine in the worker."""
@@ -119,6 +121,7 @@ class _Worker:
         self.execute_ns += execute_ns
         self.cpu_s += answer["cpu_s"]
         self.peak = figure_from_json(answer["peak_bytes"])
+        self.notes = tuple(answer["notes"])
 
     def warm_up(self, seconds: float) -> None:
         """Takes a turn that does not count."""
@@ -223,11 +226,11 @@ def _doubts(worker: _Worker, other_load: float) -> tuple[str, ...]:
     if other_load > _OTHER_LOAD:
         doubts.append(f"other programs used {100 * other_load:.0f}% of the processors")
     installed = runtime_module(arm.engine.runtime).installed_version()
-    if installed != arm.engine.runtime_version:
+    if not same_version(arm.engine.runtime_version, installed):
         doubts.append(
             f"built with {arm.engine.runtime} {arm.engine.runtime_version}, run with {installed}"
         )
-    return tuple(doubts)
+    return (*doubts, *worker.notes)
 
 
 def _bare(worker: _Worker) -> Measurement:

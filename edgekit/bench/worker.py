@@ -72,10 +72,11 @@ class _Loaded:
         self.session: Session = runtime.open(engine, threads=request["threads"])
 
     def account(self) -> dict[str, object]:
-        """What the memory is."""
+        """What the memory is, and what the session says of its own run, where it says anything."""
         return {
             "before_bytes": figure_to_json(self.before),
             "peak_bytes": figure_to_json(memory.peak_bytes()),
+            "notes": list(getattr(self.session, "notes", ())),
         }
 
     def turn(self, seconds: float, samples: Path) -> dict[str, object]:

@@ -156,7 +156,7 @@ def _plan_version(engine: Engine, title: str, here: str) -> Row:
     built = engine.runtime_version
     if not here:
         meaning, said = Meaning.UNKNOWN, f"{title} is not on this machine"
-    elif _same_version(built, here):
+    elif same_version(built, here):
         meaning, said = Meaning.SAME, ""
     else:
         meaning, said = Meaning.REBUILD, "a plan runs on the version that built it"
@@ -278,7 +278,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _same_version(built: str, here: str) -> bool:
+def same_version(built: str, here: str) -> bool:
     """Whether two versions are one: packages print three numbers or four, and two are too few."""
     a, b = _numbers(built), _numbers(here)
     places = min(len(a), len(b))

@@ -13,6 +13,7 @@ import pytest
 import tensorrt_stand_in
 from tensorrt_names import VERSION
 
+from edgekit.bench.measurement import load_measurements
 from edgekit.engines.here import facts_here
 from edgekit.engines.manifest import load_engine
 from edgekit.values import Unknown
@@ -66,6 +67,8 @@ def test_a_device_recipe_is_built_verified_and_measured_by_tensorrt(
     assert checks["min_golden_cosine"]["verdict"] == "pass"
     assert target["after"]["fps"] > 1
     assert any("two builds of the same model may differ" in note for note in target["notes"])
+    (measured,) = load_measurements(someone / "built" / "measurement.json")
+    assert any("it runs without a CUDA graph" in doubt for doubt in measured.doubts)
     engine = load_engine(someone / "built" / "engine")
     assert (engine.runtime, engine.runtime_version) == ("tensorrt", VERSION["10.3"])
     assert not isinstance(engine.layers, Unknown)
