@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit import files
+from edgekit.engines import cuda_runtime
 from edgekit.engines.base import Engine, EngineRequest, input_extents, read_model, workspace_bytes
 from edgekit.engines.here import facts_here
 from edgekit.engines.inspector import EngineLayer, read_layers
@@ -17,7 +18,7 @@ from edgekit.engines.manifest import LOG_FILE, write_manifest
 from edgekit.engines.sparsity import count_sparse
 from edgekit.engines.trt_common import Compiled, compile_apart, limits_of
 from edgekit.engines.trt_job import CompileJob
-from edgekit.errors import InputError
+from edgekit.errors import EdgekitError, InputError
 from edgekit.values import Figure, Unknown
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def job_of(request: EngineRequest, place: Path, package: TrtPackage, model: Mode
         engine=str(place),
         target=request.target.name,
         device=here.get("device", "unknown"),
-        cuda=here.get("cuda", "unknown"),
+        cuda=here.get("cuda") or (_cuda_runtime() if keeps_cache else "unknown"),
         compute_capability=package.compute_capability,
         workspace_bytes=workspace_bytes(request),
         extents={name: extent for name, extent in extents.items() if name in dynamic},
@@ -86,6 +87,13 @@ def job_of(request: EngineRequest, place: Path, package: TrtPackage, model: Mode
         max_dla_fallbacks=options.max_dla_fallbacks,
         timing_cache=str(options.timing_cache) if keeps_cache else "",
     )
+
+
+def _cuda_runtime() -> str:
+    try:
+        return cuda_runtime.versions().runtime
+    except EdgekitError:
+        return "unknown"
 
 
 def is_typed_for(model: Model, precision: str) -> bool:
