@@ -25,7 +25,7 @@ from edgekit.errors import InputError, MissingPackageError, ResourceError
 from edgekit.pipeline.build import BuildRequest, build
 from edgekit.pipeline.from_recipe import FromRequest, build_from
 from edgekit.pipeline.golden import compare
-from edgekit.pipeline.recognised import recognise_device
+from edgekit.pipeline.recognised import power_note, recognise_device
 from edgekit.targets import load_target
 from edgekit.values import Unknown, Verdict
 
@@ -223,6 +223,15 @@ def test_the_device_itself_is_recognised_by_its_modules_number(
     with pytest.raises(InputError, match="not the one") as caught:
         recognise_device(recipe, tmp_path / "root", ())
     assert "p3767-0000" in caught.value.got
+
+
+def test_the_power_mode_stands_beside_the_profiles(jetson: Path) -> None:
+    recipe = load_device_recipe(jetson)
+    mode = recipe.target.power_mode
+    assert mode
+    assert power_note(recipe, mode) == f"power mode {mode}"
+    assert f"those of {mode}" in power_note(recipe, "15W")
+    assert "not known" in power_note(recipe, "")
 
 
 @pytest.mark.usefixtures("trtexec")

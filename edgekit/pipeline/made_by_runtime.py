@@ -27,7 +27,7 @@ from edgekit.pipeline.cache import Step, key_of
 from edgekit.pipeline.golden import GoldenReport, compare
 from edgekit.pipeline.made import WRONG_ANSWERS, Made, RunOptions, answers_hold
 from edgekit.pipeline.publish import NOT_HERE
-from edgekit.pipeline.recognised import Recognised
+from edgekit.pipeline.recognised import Recognised, power_note
 from edgekit.pipeline.result import StepEvent
 from edgekit.pipeline.workshop import Workshop
 from edgekit.values import Array, Measurement, run
@@ -71,7 +71,8 @@ def made_by_runtime(
     *beside, measurement = _measured(recipe, engines, workshop, options)
     return Made(
         write=write, golden=golden, measurement=measurement,
-        baseline=beside[0] if beside else None, notes=notes,
+        baseline=beside[0] if beside else None,
+        notes=(*notes, power_note(recipe, facts_here().get("power_mode", ""))),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from edgekit.engines.trtexec_results import DeviceRun, read_results
 from edgekit.engines.trtexec_script_parts import RESULTS_FOLDER
 from edgekit.pipeline.golden import compare
 from edgekit.pipeline.made import WRONG_ANSWERS, Made, answers_hold
-from edgekit.pipeline.recognised import Recognised, recognise_device
+from edgekit.pipeline.recognised import Recognised, power_note, recognise_device
 from edgekit.pipeline.result import StepEvent
 from edgekit.pipeline.workshop import Workshop
 from edgekit.values import Measurement, Unknown, figure_to_json
@@ -94,10 +94,8 @@ def _made(
         measurement = replace(measurement, taken_at=taken_at)
     if not answers_hold(recipe, golden):
         measurement = None
-    power = run.facts.get("power_mode")
     notes = [seen.note, *run.notes, f"TensorRT {run.version}, by trtexec"]
-    notes += [f"power mode {power}"] if power else []
-    notes.append(_slowest(run.layers))
+    notes += [power_note(recipe, run.facts.get("power_mode", "")), _slowest(run.layers)]
     return Made(
         write=lambda folder: device_engine(recipe, results, run, folder),
         golden=golden,

@@ -49,6 +49,16 @@ def recognise_device(recipe: DeviceRecipe, root: Path, gpus: Sequence[Gpu]) -> R
     )  # fmt: skip
 
 
+def power_note(recipe: DeviceRecipe, mode: str) -> str:
+    """The power mode that it was measured in, beside the one of the profile's figures."""
+    profile = recipe.target.power_mode
+    if not mode:
+        return "the power mode is not known" if profile else ""
+    if not profile or mode == profile:
+        return f"power mode {mode}"
+    return f"measured in power mode {mode}; the profile's figures are those of {profile}"
+
+
 def _jetpack_note(recipe: DeviceRecipe, jetpack: str) -> str:
     known = [build["jetpack"] for build in recipe.builds if build["jetpack"]]
     if not jetpack or not known or any(_same(jetpack, one) for one in known):
