@@ -40,7 +40,7 @@ from edgekit.engines.trtexec_flags import (
     version_of,
 )
 from edgekit.engines.trtexec_script import SCRIPT_FILE, ScriptPlan, script
-from edgekit.engines.trtexec_script_parts import ScriptBuild
+from edgekit.engines.trtexec_script_parts import RAW_STEM, ScriptBuild
 from edgekit.errors import InputError
 from edgekit.targets import Runtime, Target
 from edgekit.values import Array, Feeds, TensorSpec
@@ -48,7 +48,6 @@ from edgekit.values import Array, Feeds, TensorSpec
 if TYPE_CHECKING:
     from edgekit.models.model import Model
 
-_RAW_FOLDER = "golden"
 
 _BUILDER_FLAGS: Mapping[str, list[str]] = {
     "fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"],
@@ -185,7 +184,7 @@ def _type_taken(dtype: str, runtime: Runtime) -> str:
 
 def raw_file(batch: int, place: int) -> str:
     """Where the values of an input lie, as trtexec loads them."""
-    return f"{_RAW_FOLDER}/batch-{batch}-input-{place}.bin"
+    return f"{RAW_STEM}{batch}-input-{place}.bin"
 
 
 def _can(request: EngineRequest, runtime: Runtime) -> bool:

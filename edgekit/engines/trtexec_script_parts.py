@@ -20,6 +20,8 @@ from edgekit.engines.trtexec_flags import (
 RESULTS_FOLDER = "results"
 ENGINE_FILE = "model.engine"
 ORIGINAL_ENGINE_FILE = "original.engine"
+RAW_STEM = "golden/batch-"
+"""How the files of golden inputs begin, before the number of their batch."""
 
 _MOST_ROUNDS = 5  # a round starts trtexec anew, which takes seconds before it measures
 
@@ -126,26 +128,37 @@ def _into_results(arguments: Sequence[str]) -> list[str]:
 
 
 def answers(runs: Sequence[Run], generations: Sequence[Fitting]) -> str:
-    """Runs every golden batch once, each where its answer is not there yet."""
-    parts = []
-    for k, run in enumerate(runs):
-        place = f"{RESULTS_FOLDER}/{answer_name(k)}"
-        log = place.replace(".json", ".log")
+    """Runs every golden batch once, each where its answer is not there yet.
 
-        def command(version: str, run: Run = run, place: str = place, log: str = log) -> str:
-            arguments = answer_arguments(
-                _here(run), version=version, output=place.replace(".json", ".partial")
-            )
-            return _command(f'run {log} "$trtexec"', arguments)
+    The batches differ by nothing but the number in their files' names.
+    """
+    place = f"{RESULTS_FOLDER}/{answer_name(0).removesuffix('.json')}".replace("-0", "-$batch")
 
-        parts.append(
-            f"if [ ! -s {place} ]; then\n"
-            f'    say "golden inputs, batch {k + 1} of {len(runs)}"\n'
-            f"{_indented(_by_version(generations, command), 4)}"
-            f"    mv -f {place.replace('.json', '.partial')} {place}\n"
-            "fi\n"
-        )
-    return "".join(parts)
+    def command(version: str) -> str:
+        arguments = answer_arguments(_here(runs[0]), version=version, output="OUTPUT")
+        text = _command('run "$answer.log" "$trtexec"', arguments)
+        return text.replace("--exportOutput=OUTPUT", '--exportOutput="$answer.partial"')
+
+    numbers = " ".join(str(k) for k in range(len(runs)))
+    return (
+        f"for batch in {numbers}; do\n"
+        f"    answer={place}\n"
+        '    [ ! -s "$answer.json" ] || continue\n'
+        f'    say "golden inputs, batch $((batch + 1)) of {len(runs)}"\n'
+        f"{_indented(_of_batch(_by_version(generations, command)), 4)}"
+        '    mv -f "$answer.partial" "$answer.json"\n'
+        "done\n"
+    )
+
+
+def _of_batch(text: str) -> str:
+    """The command of the first batch as that of `$batch`, inside single quotes or outside."""
+    lines = []
+    for line in text.splitlines(keepends=True):
+        is_quoted = line.lstrip().startswith("'")
+        number = "'\"$batch\"'" if is_quoted else '"$batch"'
+        lines.append(line.replace(f"{RAW_STEM}0-", f"{RAW_STEM}{number}-"))
+    return "".join(lines)
 
 
 def measures(
