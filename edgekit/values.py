@@ -237,7 +237,8 @@ class Measurement:
     """Raw samples of one quantity on one machine, and every reason to doubt them.
 
     `samples` are in the order taken, nothing trimmed. `rounds` holds the index at which each
-    round of the interleaved run begins. `taken_at` is seconds since the epoch.
+    round of the interleaved run begins. `taken_at` is seconds since the epoch. `broken` are the
+    conditions of the target that did not hold: with any, the run decides nothing.
     """
 
     arm: str
@@ -250,6 +251,7 @@ class Measurement:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     conditions: Mapping[str, str] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
 class Verdict(enum.Enum):

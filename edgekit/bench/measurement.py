@@ -30,6 +30,7 @@ def to_json(measurement: Measurement) -> dict[str, object]:
         "figures": {name: figure_to_json(f) for name, f in measurement.figures.items()},
         "conditions": dict(measurement.conditions),
         "doubts": list(measurement.doubts),
+        "broken": list(measurement.broken),
         "samples": list(measurement.samples),
     }
 
@@ -47,6 +48,7 @@ def from_json(stored: Mapping[str, Any]) -> Measurement:
         figures={name: figure_from_json(f) for name, f in stored["figures"].items()},
         conditions=dict(stored["conditions"]),
         doubts=tuple(stored["doubts"]),
+        broken=tuple(stored.get("broken", ())),
     )
 
 
@@ -99,6 +101,7 @@ def pooled(earlier: Measurement, later: Measurement) -> Measurement:
         rounds=earlier.rounds + tuple(count + index for index in later.rounds),
         figures=figures,
         doubts=tuple(dict.fromkeys(earlier.doubts + later.doubts)),
+        broken=tuple(dict.fromkeys(earlier.broken + later.broken)),
     )
 
 

@@ -21,7 +21,10 @@ DialectName = Literal[
 processor decide about."""
 
 # What an engine does not depend on.
-_ABOUT = {"title", "family_default", "sources", "unverified", "jetpacks", "power_modes", "identity"}
+_ABOUT = {
+    "title", "family_default", "sources", "unverified", "jetpacks", "power_modes", "identity",
+    "conditions",
+}  # fmt: skip
 
 
 class _Part(BaseModel):
@@ -122,6 +125,23 @@ class Builder(_Part):
     time_limit_s: Rate | None = None
 
 
+class Conditions(_Part):
+    """What must hold while the device is measured, else the run is invalid; unsaid is as it likes.
+
+    `power_mode`: true for the target's own, or a name of nvpmodel's. `clocks_pinned`: by
+    jetson_clocks. `max_start_temperature_c` is of the hottest zone before the first call;
+    `max_other_load` the share of all processors that others took, over the run; `governor` that of
+    every CPU. `not_throttled`: nothing slowed the device down for its heat or its supply.
+    """
+
+    power_mode: bool | str = False
+    clocks_pinned: bool = False
+    max_start_temperature_c: Rate | None = None
+    max_other_load: Annotated[float, Field(gt=0, le=1)] | None = None
+    governor: str = ""
+    not_throttled: bool = False
+
+
 class Identity(_Part):
     """How the device is recognised.
 
@@ -168,6 +188,7 @@ class Target(_Part):
     efficiency: Shares = Shares()
     dla: Dla = Dla()
     builder: Builder = Builder()
+    conditions: Conditions = Conditions()
     identity: Identity = Identity()
     sources: dict[str, str] = Field(default_factory=dict)
     unverified: Texts = ()
@@ -176,6 +197,12 @@ class Target(_Part):
     def profile(self) -> str:
         """The name of its file: without the JetPack that was asked for."""
         return self.name.partition("@")[0]
+
+    @property
+    def demanded_power_mode(self) -> str:
+        """The power mode that a measurement must be taken in; empty where any will do."""
+        demanded = self.conditions.power_mode
+        return demanded if isinstance(demanded, str) else self.power_mode if demanded else ""
 
     def decides(self) -> dict[str, Any]:
         """All of the target that an engine for it may depend on, JSON-ready."""
@@ -195,6 +222,8 @@ class Target(_Part):
         if self.power_mode and self.power_mode not in self.power_modes:
             known = ", ".join(self.power_modes) or "none"
             raise ValueError(f'power_mode is "{self.power_mode}", and power_modes: {known}')
+        if self.conditions.power_mode is True and not self.power_mode:
+            raise ValueError("conditions.power_mode is true, and there is no power_mode")
         return self
 
 
