@@ -9,31 +9,38 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from edgekit.bench import statistics
 from edgekit.errors import InputError
-from edgekit.values import (
-    Check,
-    Figure,
-    Measurement,
-    Unknown,
-    Verdict,
-    figure_from_json,
-    figure_to_json,
+from edgekit.evidence import (
+    NOT_MEASURED,
+    Estimate,
+    Evidence,
+    evidence_from_json,
+    evidence_to_json,
+    finite,
+    measured_estimates,
 )
+from edgekit.values import Check, Figure, Unknown, Verdict, figure_to_json
 
-_DAY_S = 86400.0
-_NOT_MEASURED = Unknown("no device has measured it")
+__all__ = [
+    "RULES", "WORST_FIRST", "Decision", "Estimate", "Evidence", "Rule", "check_limits",
+    "check_to_json", "decide", "evidence_from_json", "evidence_to_json", "measured_estimates",
+    "undecided",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What one limit looks at. `measured`: it takes a run on the device, and grows old."""
+    """What one limit looks at.
+
+    `measured`: it takes a run on the device, and grows old. `relative`: it holds against another
+    run, so it cannot be finer than the noise of the machine.
+    """
 
     figure: str
     at_least: bool
     measured: bool
+    relative: bool = False
 
 
 # A new check is one row.
@@ -41,14 +48,18 @@ RULES: Mapping[str, Rule] = {
     "min_fps": Rule(figure="fps", at_least=True, measured=True),
     "max_p99_ms": Rule(figure="p99_ms", at_least=False, measured=True),
     "max_memory_mb": Rule(figure="memory_mb", at_least=False, measured=True),
+    "max_joules": Rule(figure="joules", at_least=False, measured=True),
     "min_speedup": Rule(figure="speedup", at_least=True, measured=True),
+    "max_regression": Rule(figure="regression", at_least=False, measured=True, relative=True),
     "max_size_mb": Rule(figure="size_mb", at_least=False, measured=False),
     "min_top1": Rule(figure="top1", at_least=True, measured=False),
+    "min_map": Rule(figure="map", at_least=True, measured=False),
     "min_metric": Rule(figure="metric", at_least=True, measured=False),
     "max_drop": Rule(figure="drop", at_least=False, measured=False),
     "min_agreement": Rule(figure="agreement", at_least=True, measured=False),
     "min_sqnr_db": Rule(figure="sqnr_db", at_least=True, measured=False),
     "min_int8_share": Rule(figure="int8_share", at_least=True, measured=False),
+    "max_dla_fallbacks": Rule(figure="dla_fallbacks", at_least=False, measured=False),
     # An engine that a device built answers golden inputs as the model does.
     "max_golden_error": Rule(figure="golden_error", at_least=False, measured=False),
     "min_golden_cosine": Rule(figure="golden_cosine", at_least=True, measured=False),
@@ -58,34 +69,6 @@ RULES: Mapping[str, Rule] = {
 WORST_FIRST = (
     Verdict.FAIL, Verdict.INVALID, Verdict.INCONCLUSIVE, Verdict.PENDING, Verdict.PASS,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure as a gate sees it.
-
-    `interval` is where the true value lies; None for one that is exact (a file's size, the
-    accuracy on a given set). A `doubt` is a reason why the figure cannot carry a decision.
-    """
-
-    value: Figure
-    interval: tuple[float, float] | None = None
-    doubt: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """All that a gate looks at: `estimates` by figure (`RULES`), in the limits' units.
-
-    `on_device`: whether the target itself has been measured. `age_s` is of that measurement,
-    `invalid` says under which broken conditions it was taken (throttled, wrong power mode).
-    """
-
-    estimates: Mapping[str, Estimate]
-    on_device: bool
-    age_s: Figure = _NOT_MEASURED
-    max_age_s: float = _DAY_S
-    invalid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +89,27 @@ class Decision:
         }
 
 
+def check_limits(limits: Mapping[str, float], noise_floor: Figure) -> None:
+    """Raises InputError for a limit that is unknown or no finite number.
+
+    And for a relative one under the noise floor: on that machine an engine would fail against
+    itself. The error names the smallest limit that the machine can hold.
+    """
+    for name, limit in limits.items():
+        rule = _rule(name)
+        if not math.isfinite(limit):
+            raise InputError("a limit must be a number", where=f"gate.{name}", got=str(limit))
+        if rule.relative and not isinstance(noise_floor, Unknown) and limit < noise_floor:
+            smallest = math.ceil(round(noise_floor * 1e4, 6)) / 1e4
+            raise InputError(
+                "this limit is finer than the machine can tell: two runs of one engine differ more",
+                where=f"gate.{name}", got=f"{limit:g}",
+                wanted=f"at least {smallest:g}, the smallest that this machine can hold",
+                hint="Raise the limit, or quiet the machine and measure its noise floor again: "
+                "edgekit bench ENGINE --aa.",
+            )  # fmt: skip
+
+
 def decide(evidence: Evidence, limits: Mapping[str, float]) -> Decision:
     """The verdict on the limits (by the names in `RULES`), a check for each, in their order.
 
@@ -113,8 +117,9 @@ def decide(evidence: Evidence, limits: Mapping[str, float]) -> Decision:
     measured is pending at best, whatever its checks say. Without any limit nothing is decided:
     pending, never pass, so that a forgotten `[gate]` is not a green light.
 
-    Raises InputError for a limit that is unknown, or no finite number.
+    Raises InputError as `check_limits` does.
     """
+    check_limits(limits, evidence.noise_floor)
     checks = tuple(_check(name, limit, evidence) for name, limit in limits.items())
     if not checks:
         said = "nothing was gated: no limit is set"
@@ -135,20 +140,39 @@ def _because(verdict: Verdict, checks: tuple[Check, ...]) -> str:
     return f"{verdict.value}: {', '.join(named)}"
 
 
+def undecided(decision: Decision) -> bool:
+    """Whether more rounds could decide: an interval straddles its limit, or was too few's."""
+    return decision.verdict is Verdict.INCONCLUSIVE and any(
+        check.verdict is Verdict.INCONCLUSIVE and RULES[check.name].measured
+        for check in decision.checks
+    )
+
+
 def _check(name: str, limit: float, evidence: Evidence) -> Check:
     rule = _rule(name)
-    if not math.isfinite(limit):
-        raise InputError("a limit must be a number", where=f"gate.{name}", got=str(limit))
     estimate = evidence.estimates.get(rule.figure, Estimate(value=Unknown("nobody has it")))
     verdict, because = _judge(rule, limit, estimate, evidence)
+    interval = estimate.interval if _is_interval(estimate.interval) else None
     return Check(
         name=name,
         limit=limit,
-        value=_checked(estimate.value),
-        interval=estimate.interval if _is_interval(estimate.interval) else None,
+        value=finite(estimate.value),
+        interval=interval,
         verdict=verdict,
         because=because,
+        margin=_margin(rule, limit, finite(estimate.value), interval),
+        source=estimate.source,
     )
+
+
+def _margin(
+    rule: Rule, limit: float, value: Figure, interval: tuple[float, float] | None
+) -> Figure:
+    """How far the doubtful end is on the good side of the limit, in its unit; below zero: not."""
+    if isinstance(value, Unknown):
+        return value
+    low, high = interval or (value, value)
+    return low - limit if rule.at_least else limit - high
 
 
 def _rule(name: str) -> Rule:
@@ -169,10 +193,10 @@ def _judge(rule: Rule, limit: float, estimate: Estimate, evidence: Evidence) -> 
         return Verdict.PENDING, value.reason
     if not evidence.on_device and rule.measured:
         # There is a number, but it was foretold, or comes from another machine.
-        return Verdict.PENDING, _NOT_MEASURED.reason
+        return Verdict.PENDING, NOT_MEASURED.reason
     if rule.measured and evidence.invalid:
         return Verdict.INVALID, "; ".join(evidence.invalid)
-    value = _checked(value)
+    value = finite(value)
     if isinstance(value, Unknown):
         return Verdict.INCONCLUSIVE, value.reason
     if rule.measured and (stale := _stale(evidence)):
@@ -212,85 +236,6 @@ def _is_interval(interval: tuple[float, float] | None) -> bool:
     return interval is not None and all(map(math.isfinite, interval)) and interval[0] <= interval[1]
 
 
-def _checked(value: Figure) -> Figure:
-    """The figure, an Unknown in place of NaN and infinity."""
-    if isinstance(value, Unknown) or math.isfinite(value):
-        return value
-    return Unknown(f"it is {value}, which is no number")
-
-
-def measured_estimates(
-    candidate: Measurement, baseline: Measurement | None = None
-) -> dict[str, Estimate]:
-    """What a run says: fps, p99_ms, memory_mb (the process's peak) and size_mb.
-
-    With a baseline that took turns with it, its speedup too. A percentile from too few calls, and
-    a rate from one round, carry a doubt.
-    """
-    p99 = statistics.percentile_estimate(candidate.samples, 99)
-    count, enough = len(candidate.samples), statistics.enough_samples(99)
-    few = f"p99 rests on {count} calls, {enough} are needed" if count < enough else ""
-    found = {
-        "fps": _from_statistics(statistics.fps(candidate)),
-        "p99_ms": _from_statistics(p99, scale=1e3, doubt=few),
-        "memory_mb": _megabytes(candidate, "peak_memory_bytes"),
-        "size_mb": _megabytes(candidate, "file_bytes"),
-    }
-    if baseline is not None:
-        found["speedup"] = _from_statistics(statistics.speedup(candidate, baseline))
-    return found
-
-
-def _from_statistics(
-    estimated: statistics.Estimated, *, scale: float = 1.0, doubt: str = ""
-) -> Estimate:
-    value, interval = estimated.value * scale, estimated.interval
-    if isinstance(interval, Unknown):
-        return Estimate(value=value, doubt=doubt or interval.reason)
-    return Estimate(value=value, interval=(interval[0] * scale, interval[1] * scale), doubt=doubt)
-
-
-def _megabytes(measurement: Measurement, name: str) -> Estimate:
-    found = measurement.figures.get(name, Unknown("it was not measured"))
-    return Estimate(value=found if isinstance(found, Unknown) else found / 1e6)
-
-
-def evidence_to_json(evidence: Evidence) -> dict[str, object]:
-    """JSON-ready, enough to decide again elsewhere."""
-    return {
-        "on_device": evidence.on_device,
-        "age_s": figure_to_json(evidence.age_s),
-        "max_age_s": evidence.max_age_s,
-        "invalid": list(evidence.invalid),
-        "estimates": {
-            name: {
-                "value": figure_to_json(_checked(estimate.value)),
-                "interval": list(estimate.interval) if estimate.interval else None,
-                "doubt": estimate.doubt,
-            }
-            for name, estimate in evidence.estimates.items()
-        },
-    }
-
-
-def evidence_from_json(stored: Mapping[str, Any]) -> Evidence:
-    """What `evidence_to_json` made."""
-    return Evidence(
-        on_device=stored["on_device"],
-        age_s=figure_from_json(stored["age_s"]),
-        max_age_s=stored["max_age_s"],
-        invalid=tuple(stored["invalid"]),
-        estimates={
-            name: Estimate(
-                value=figure_from_json(estimate["value"]),
-                interval=tuple(estimate["interval"]) if estimate["interval"] else None,
-                doubt=estimate["doubt"],
-            )
-            for name, estimate in stored["estimates"].items()
-        },
-    )
-
-
 def check_to_json(check: Check) -> dict[str, object]:
     """One line of a verdict, JSON-ready."""
     return {
@@ -298,6 +243,8 @@ def check_to_json(check: Check) -> dict[str, object]:
         "limit": check.limit,
         "value": figure_to_json(check.value),
         "interval": list(check.interval) if check.interval else None,
+        "margin": figure_to_json(check.margin),
         "verdict": check.verdict.value,
         "because": check.because,
+        "source": check.source,
     }

@@ -271,7 +271,11 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line of a verdict: `value` against `limit`, decided on the side that doubts more."""
+    """One line of a verdict: `value` against `limit`, decided on the side that doubts more.
+
+    `margin` is how far that side is from the limit, in its unit: below zero where it is broken, or
+    may be. `source` says where the value is from.
+    """
 
     name: str
     limit: float
@@ -279,3 +283,5 @@ class Check:
     interval: tuple[float, float] | None
     verdict: Verdict
     because: str
+    margin: Figure
+    source: str = ""

@@ -26,6 +26,7 @@ ROWS = (
     ("codec",),
     ("engines",),
     ("bench",),
+    ("evidence",),
     ("verify", "gate", "history", "doctor"),
     ("pipeline",),
     ("report", "release", "fleet", "api"),
