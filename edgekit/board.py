@@ -144,12 +144,44 @@ def parse_gpus(said: str) -> tuple[Gpu, ...]:
     )
 
 
-def power_mode() -> str:
-    """The power mode's name, as `nvpmodel -q` on PATH prints it; empty where it does not.
+def power_mode(root: Path = Path("/")) -> str:
+    """The power mode's name, as `nvpmodel -q` on PATH prints it; empty where nothing says it.
 
-    By name: the ids of the modes differ from module to module.
+    By name: the ids of the modes differ from module to module. Where the tool does not answer (it
+    may want root), from the id that it left in its status file, and its list of modes.
     """
-    return parse_power_mode(tool_output(["nvpmodel", "-q"]))
+    if said := parse_power_mode(tool_output(["nvpmodel", "-q"])):
+        return said
+    try:
+        status = (root / "var" / "lib" / "nvpmodel" / "status").read_text(errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"pmode:\s*(\d+)", status)
+    names = {number: name for name, number in power_modes(root).items()}
+    return names.get(int(found[1]), "") if found else ""
+
+
+def power_modes(root: Path = Path("/")) -> Mapping[str, int]:
+    """The power modes that nvpmodel knows, by name, and their ids; none where its list is not."""
+    try:
+        text = (root / "etc" / "nvpmodel.conf").read_text(errors="replace")
+    except OSError:
+        return {}
+    found: dict[str, int] = {}
+    for tag in re.findall(r"^\s*<\s*POWER_MODEL\b([^>]*)>", text, re.MULTILINE):
+        number, name = re.search(r"\bID=(\d+)", tag), re.search(r"\bNAME=(\S+)", tag)
+        if number and name:
+            found[name[1]] = int(number[1])
+    return found
+
+
+def same_power_mode(one: str, other: str) -> bool:
+    """Whether two names mean one mode: of some modules "15W" is called "MODE_15W"."""
+    return _plain_mode(one) == _plain_mode(other)
+
+
+def _plain_mode(name: str) -> str:
+    return name.strip().upper().replace(" ", "_").removeprefix("MODE_")
 
 
 def parse_power_mode(said: str) -> str:

@@ -76,7 +76,7 @@ def _tegra(root: Path) -> dict[str, str]:
         "compute_capability": CAPABILITY_OF_SOC.get(soc, ""),
         "l4t": board.l4t_version(root),
         "jetpack": board.jetpack_version(root),
-        "power_mode": board.power_mode(),
+        "power_mode": board.power_mode(root),
     }
 
 
