@@ -52,7 +52,7 @@ OWNERS = {
     "tensorrt": (),
     "tensorrt_rtx": (),
     "pycuda": ("engines/cuda.py",),
-    "ctypes": ("engines/cuda.py", "engines/cuda_runtime.py"),
+    "ctypes": ("engines/cuda.py", "engines/cuda_runtime.py", "bench/nvml.py"),
     "onnxsim": ("models/simplify.py",),
     "onnxruntime": ("engines/onnxruntime.py", "engines/onnxruntime_session.py"),
     "openvino": ("engines/openvino.py",),
