@@ -10,8 +10,8 @@ import onnxruntime
 
 from edgekit import gate
 from edgekit.engines.base import EngineRequest
-from edgekit.engines.device_recipe import BenchPlan, DeviceRecipe, GoldenBatch
-from edgekit.engines.device_recipe_writing import write_device_recipe
+from edgekit.engines.device_recipe.document import BenchPlan, DeviceRecipe, GoldenBatch
+from edgekit.engines.device_recipe.writing import write_device_recipe
 from edgekit.targets import Target, load_target
 from edgekit.values import Array
 

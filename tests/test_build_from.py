@@ -20,7 +20,7 @@ import pytest
 from conftest import residual_graph
 
 from edgekit.bench.measurement import load_measurements
-from edgekit.engines.device_recipe import load_device_recipe
+from edgekit.engines.device_recipe.document import load_device_recipe
 from edgekit.errors import InputError, MissingPackageError, ResourceError
 from edgekit.pipeline.build import BuildRequest, build
 from edgekit.pipeline.from_recipe import FromRequest, build_from

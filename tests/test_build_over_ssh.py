@@ -22,7 +22,7 @@ import fake_trtexec
 import pytest
 
 from edgekit import files
-from edgekit.engines import shell_copies, shells
+from edgekit.engines.processes import shell_copies, shells
 from edgekit.errors import InputError, MissingPackageError, ResourceError
 from edgekit.pipeline.from_recipe import FromRequest, build_from
 from edgekit.values import Verdict

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.engines import tensorrt_rtx
-from edgekit.engines.answers import Answer, PreflightReport
+from edgekit.engines.preflight.answers import Answer, PreflightReport
 from edgekit.models.cost.sizes import forms
 from edgekit.models.simplify import clean
 from edgekit.models.source import load

@@ -18,8 +18,8 @@ import numpy as np
 from edgekit.bench import statistics
 from edgekit.bench.workload import Arm, Plan, check_arms, lasting_conditions, load_average
 from edgekit.engines.base import runtime_module
-from edgekit.engines.child import ending, environment, was_killed
 from edgekit.engines.fit import same_version
+from edgekit.engines.processes.child import ending, environment, was_killed
 from edgekit.errors import EdgekitError, InputError, MissingPackageError, ResourceError
 from edgekit.values import Figure, Measurement, Unknown, figure_from_json
 

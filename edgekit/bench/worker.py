@@ -23,8 +23,8 @@ import numpy as np
 
 from edgekit.bench import memory
 from edgekit.engines.base import runtime_module
-from edgekit.engines.child import lines_from_parent, own_stdout
 from edgekit.engines.manifest import load_engine
+from edgekit.engines.processes.child import lines_from_parent, own_stdout
 from edgekit.errors import EdgekitError, MissingPackageError, ResourceError
 from edgekit.values import Array, Session, figure_to_json
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
-from edgekit.engines.inspector import EngineLayer
+from edgekit.engines.trt.inspector import EngineLayer
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.values import (
     Feeds,

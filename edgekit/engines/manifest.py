@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit import files
 from edgekit.engines.base import NOT_ASKED, Engine, Extent
-from edgekit.engines.inspector import EngineLayer
+from edgekit.engines.trt.inspector import EngineLayer
 from edgekit.errors import InputError
 from edgekit.values import TensorSpec, Unknown, figure_from_json, figure_to_json
 

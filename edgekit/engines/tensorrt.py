@@ -11,9 +11,9 @@ from pathlib import Path
 
 from edgekit.engines.base import Engine, EngineRequest, missing_package
 from edgekit.engines.here import facts_here
-from edgekit.engines.trt_common import Compiled
-from edgekit.engines.trt_engine import TrtPackage, build_engine, compile_request
-from edgekit.engines.trt_session import open_plan
+from edgekit.engines.trt.common import Compiled
+from edgekit.engines.trt.engine import TrtPackage, build_engine, compile_request
+from edgekit.engines.trt.session import open_plan
 from edgekit.errors import InputError
 from edgekit.values import Session
 

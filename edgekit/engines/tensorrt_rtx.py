@@ -13,9 +13,9 @@ from edgekit.engines.base import (
     package_version,
 )
 from edgekit.engines.here import facts_here
-from edgekit.engines.trt_common import Compiled
-from edgekit.engines.trt_engine import TrtPackage, build_engine, compile_request
-from edgekit.engines.trt_session import open_plan
+from edgekit.engines.trt.common import Compiled
+from edgekit.engines.trt.engine import TrtPackage, build_engine, compile_request
+from edgekit.engines.trt.session import open_plan
 from edgekit.errors import InputError
 from edgekit.values import Session
 

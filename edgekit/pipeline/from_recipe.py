@@ -11,10 +11,10 @@ from edgekit import board, files, gate
 from edgekit.bench import statistics
 from edgekit.bench.measurement import age_s, save_measurements
 from edgekit.engines.base import Engine, missing_package, runtime_module
-from edgekit.engines.device_recipe import DeviceRecipe, has_trtexec, load_device_recipe
-from edgekit.engines.shells import HERE, shell_of
-from edgekit.engines.trtexec import trtexec_here
-from edgekit.engines.trtexec_flags import version_of
+from edgekit.engines.device_recipe.document import DeviceRecipe, has_trtexec, load_device_recipe
+from edgekit.engines.processes.shells import HERE, shell_of
+from edgekit.engines.trtexec.flags import version_of
+from edgekit.engines.trtexec.running import trtexec_here
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.pipeline.cache import Cache, write_json
 from edgekit.pipeline.golden import golden_estimates, golden_limits

@@ -10,7 +10,7 @@ import numpy as np
 from edgekit import gate
 from edgekit.data.batches import Batches
 from edgekit.engines import onnxruntime
-from edgekit.engines.device_recipe import GoldenBatch, Tolerance
+from edgekit.engines.device_recipe.document import GoldenBatch, Tolerance
 from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.values import (

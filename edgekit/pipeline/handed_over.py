@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import gate
-from edgekit.engines.device_recipe import BenchPlan
-from edgekit.engines.device_recipe_writing import write_device_recipe
-from edgekit.engines.preflight import Answer, preflight
+from edgekit.engines.device_recipe.document import BenchPlan
+from edgekit.engines.device_recipe.writing import write_device_recipe
+from edgekit.engines.preflight.preflight import Answer, preflight
 from edgekit.errors import InputError
 from edgekit.models.cost import total_cost
 from edgekit.models.model import save

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgekit import gate
 from edgekit.engines.base import Engine
-from edgekit.engines.device_recipe import DeviceRecipe
+from edgekit.engines.device_recipe.document import DeviceRecipe
 from edgekit.pipeline.golden import GoldenReport, golden_estimates, golden_limits
 from edgekit.values import Measurement, Verdict
 

@@ -20,7 +20,7 @@ from edgekit.bench.measurement import (
 from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm, Plan, lasting_conditions
 from edgekit.engines.base import Engine, EngineRequest, runtime_module
-from edgekit.engines.device_recipe import DeviceRecipe, refuse_other_version
+from edgekit.engines.device_recipe.document import DeviceRecipe, refuse_other_version
 from edgekit.engines.here import facts_here
 from edgekit.engines.manifest import load_engine
 from edgekit.pipeline.cache import Step, key_of

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from edgekit import board, gate
 from edgekit.bench import statistics
-from edgekit.engines.device_recipe import DeviceRecipe, refuse_other_version
-from edgekit.engines.shells import Shell
-from edgekit.engines.trtexec import GPUS_FILE, device_root, run_recipe
-from edgekit.engines.trtexec_engine import device_engine
-from edgekit.engines.trtexec_output import LayerTiming
-from edgekit.engines.trtexec_results import DeviceRun, read_results
-from edgekit.engines.trtexec_script_parts import RESULTS_FOLDER
+from edgekit.engines.device_recipe.document import DeviceRecipe, refuse_other_version
+from edgekit.engines.processes.shells import Shell
+from edgekit.engines.trtexec.engine import device_engine
+from edgekit.engines.trtexec.output import LayerTiming
+from edgekit.engines.trtexec.results import DeviceRun, read_results
+from edgekit.engines.trtexec.running import GPUS_FILE, device_root, run_recipe
+from edgekit.engines.trtexec.script_parts import RESULTS_FOLDER
 from edgekit.pipeline.golden import compare
 from edgekit.pipeline.made import WRONG_ANSWERS, Made, answers_hold
 from edgekit.pipeline.recognised import Recognised, power_note, recognise_device

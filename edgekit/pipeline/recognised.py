@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgekit import board
 from edgekit.board import Gpu
-from edgekit.engines.device_recipe import DeviceRecipe
+from edgekit.engines.device_recipe.document import DeviceRecipe
 from edgekit.errors import InputError
 from edgekit.targeting.detection import recognise
 

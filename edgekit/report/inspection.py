@@ -14,8 +14,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgekit.compress.channels.groups import ChannelGroup, find_groups
-from edgekit.engines.answers import PreflightReport
 from edgekit.engines.device_rates import rates_of
+from edgekit.engines.preflight.answers import PreflightReport
 from edgekit.errors import InputError
 from edgekit.models.cost import NodeSurvey, Stored, stored_numbers, survey
 from edgekit.models.cost.anatomy import label, live_nodes

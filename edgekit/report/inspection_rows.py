@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgekit.engines.answers import NodeFinding
+from edgekit.engines.preflight.answers import NodeFinding
 from edgekit.models.cost import NodeSurvey
 from edgekit.models.cost.roofline import Estimate
 from edgekit.report import rows

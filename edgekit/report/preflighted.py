@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekit.engines.base import EngineRequest
-from edgekit.engines.preflight import Answer, Line, PreflightReport, preflight
+from edgekit.engines.preflight.preflight import Answer, Line, PreflightReport, preflight
 from edgekit.errors import EdgekitError, InputError
 from edgekit.models.cost.sizes import Forms
 from edgekit.models.model import Model, save

@@ -24,8 +24,8 @@ from edgekit.bench.runner import measure_side_by_side
 from edgekit.bench.workload import Arm, Plan, lasting_conditions
 from edgekit.engines import onnxruntime as runtime
 from edgekit.engines.base import Engine, EngineRequest
-from edgekit.engines.child import environment
 from edgekit.engines.manifest import write_manifest
+from edgekit.engines.processes.child import environment
 from edgekit.errors import EdgekitError, InputError, ResourceError
 from edgekit.targets import load_target
 from edgekit.values import Array, Measurement, Unknown

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.engines import child, tensorrt_rtx, trt_common
+from edgekit.engines import tensorrt_rtx
 from edgekit.engines.base import BuilderOptions, EngineRequest
 from edgekit.engines.here import facts_here
 from edgekit.engines.manifest import load_engine
-from edgekit.engines.trt_job import CompileJob
-from edgekit.engines.watched import Limits
+from edgekit.engines.processes import child
+from edgekit.engines.processes.watched import Limits
+from edgekit.engines.trt import common as trt_common
+from edgekit.engines.trt.job import CompileJob
 from edgekit.errors import InputError, ResourceError
 from edgekit.targets import Target, load_target
 from edgekit.values import Unknown
@@ -122,8 +124,8 @@ def test_ctrl_c_ends_the_build_and_its_process_group_within_a_second(
     parent = subprocess.Popen(
         [
             sys.executable, "-c",
-            "from edgekit.engines.trt_common import *\n"
-            "from edgekit.engines.trt_job import CompileJob\n"
+            "from edgekit.engines.trt.common import *\n"
+            "from edgekit.engines.trt.job import CompileJob\n"
             "try: compile_apart(CompileJob(package='failing_compiler', extra='', model='',"
             " engine=''))\n"
             "except KeyboardInterrupt: raise SystemExit(130)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.engines.build_progress import PhaseTree
+from edgekit.engines.trt.progress import PhaseTree
 
 
 def test_a_phase_is_worth_one_step_of_the_one_around_it() -> None:

@@ -15,13 +15,13 @@ from onnx import TensorProto, helper
 
 from edgekit import files
 from edgekit.engines.base import EngineRequest
-from edgekit.engines.device_recipe import (
+from edgekit.engines.device_recipe.document import (
     BenchPlan,
     GoldenBatch,
     load_device_recipe,
     refuse_other_version,
 )
-from edgekit.engines.device_recipe_writing import runtimes_of, write_device_recipe
+from edgekit.engines.device_recipe.writing import runtimes_of, write_device_recipe
 from edgekit.errors import InputError
 from edgekit.targets import load_target
 

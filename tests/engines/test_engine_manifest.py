@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from edgekit import files
-from edgekit.engines import child
 from edgekit.engines.base import Engine, EngineRequest, input_extents, runtime_module, runtime_names
-from edgekit.engines.inspector import EngineLayer
 from edgekit.engines.manifest import MANIFEST_FILE, load_engine, write_manifest
+from edgekit.engines.processes import child
+from edgekit.engines.trt.inspector import EngineLayer
 from edgekit.errors import InputError
 from edgekit.targets import load_target
 from edgekit.values import TensorSpec, Unknown

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.engines.inspector import EngineLayer, read_layers, report_of
+from edgekit.engines.trt.inspector import EngineLayer, read_layers, report_of
 from edgekit.errors import InputError
 from edgekit.values import Unknown
 

@@ -16,7 +16,7 @@ from edgekit.engines.base import EngineRequest, runtime_names
 from edgekit.engines.fit import check_engine
 from edgekit.engines.here import facts_here
 from edgekit.engines.manifest import load_engine
-from edgekit.engines.preflight import Answer, preflight
+from edgekit.engines.preflight.preflight import Answer, preflight
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.models.source import load
 from edgekit.targets import load_target

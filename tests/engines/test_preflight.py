@@ -11,9 +11,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines import dla_rules, operators, tensorrt_rtx
+from edgekit.engines import tensorrt_rtx
 from edgekit.engines.base import BuilderOptions, EngineRequest, read_model
-from edgekit.engines.preflight import Answer, PreflightReport, preflight
+from edgekit.engines.preflight import dla_rules, operators
+from edgekit.engines.preflight.preflight import Answer, PreflightReport, preflight
 from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.quantize import lint

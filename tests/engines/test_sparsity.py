@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines.sparsity import SparsityCount, count_sparse, is_two_of_four
+from edgekit.engines.trt.sparsity import SparsityCount, count_sparse, is_two_of_four
 from edgekit.values import Array
 
 

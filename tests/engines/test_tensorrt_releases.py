@@ -19,12 +19,15 @@ from cuda_stand_in import Cudart
 from onnx import TensorProto, helper, numpy_helper
 from tensorrt_names import ALL_NAMES, RELEASES, VERSION, names_of
 
-from edgekit.engines import tensorrt, tensorrt_rtx, trt_child, trt_engine, trt_session
+from edgekit.engines import tensorrt, tensorrt_rtx
 from edgekit.engines.base import BuilderOptions, Engine, EngineRequest, read_model
 from edgekit.engines.cuda import Device
 from edgekit.engines.cuda_runtime import RuntimeMemory
 from edgekit.engines.manifest import load_engine
-from edgekit.engines.trt_engine import TrtPackage, job_of
+from edgekit.engines.trt import child as trt_child
+from edgekit.engines.trt import engine as trt_engine
+from edgekit.engines.trt import session as trt_session
+from edgekit.engines.trt.engine import TrtPackage, job_of
 from edgekit.errors import InputError, MissingPackageError, ResourceError
 from edgekit.models.model import Model
 from edgekit.targets import load_target

@@ -14,10 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engines import child, tensorrt_rtx, trt_common
+from edgekit.engines import tensorrt_rtx
 from edgekit.engines.base import EngineRequest
 from edgekit.engines.manifest import load_engine
-from edgekit.engines.trt_job import CompileJob
+from edgekit.engines.processes import child
+from edgekit.engines.trt import common as trt_common
+from edgekit.engines.trt.job import CompileJob
 from edgekit.errors import InputError, MissingPackageError, ResourceError
 from edgekit.targets import load_target
 from edgekit.values import Unknown
@@ -167,8 +169,8 @@ def test_the_compiler_ends_with_the_process_that_asked_for_it(on_path: Path) -> 
     parent = subprocess.Popen(
         [
             sys.executable, "-c",
-            "from edgekit.engines.trt_common import *\n"
-            "from edgekit.engines.trt_job import CompileJob\n"
+            "from edgekit.engines.trt.common import *\n"
+            "from edgekit.engines.trt.job import CompileJob\n"
             "compile_apart(CompileJob(package='dying_compiler', extra='', model='', engine=''))",
         ],
         env={**child.environment(), "TMPDIR": str(on_path),

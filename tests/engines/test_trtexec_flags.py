@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.engines import trtexec_flags as flags
 from edgekit.engines.base import EngineRequest
+from edgekit.engines.trtexec import flags
 from edgekit.errors import InputError
 from edgekit.targets import load_target
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.engines import trtexec_output as output
+from edgekit.engines.trtexec import output
 from edgekit.errors import InputError
 from edgekit.values import TensorSpec, Unknown
 

@@ -19,10 +19,10 @@ import pytest
 from conftest import residual_graph
 
 from edgekit import files
-from edgekit.engines.device_recipe import DeviceRecipe, load_device_recipe
+from edgekit.engines.device_recipe.document import DeviceRecipe, load_device_recipe
 from edgekit.engines.manifest import load_engine
-from edgekit.engines.trtexec_engine import device_engine
-from edgekit.engines.trtexec_results import read_results
+from edgekit.engines.trtexec.engine import device_engine
+from edgekit.engines.trtexec.results import read_results
 from edgekit.errors import InputError
 from edgekit.targets import load_target
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.engines import watched
-from edgekit.engines.oom import OomWitness
-from edgekit.engines.watched import Ending, Limits, run_watched
+from edgekit.engines.processes import watched
+from edgekit.engines.processes.oom import OomWitness
+from edgekit.engines.processes.watched import Ending, Limits, run_watched
 from edgekit.values import Figure, Unknown
 
 MIB = 1 << 20
@@ -230,7 +230,7 @@ def test_a_real_kill_for_memory_is_proved() -> None:
     code = """
 import os, sys
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
-from edgekit.engines.watched import *
+from edgekit.engines.processes.watched import *
 end = run_watched(
     [sys.executable, "-c", "input()\\nkept = [b'x' * (8 << 20) for _ in range(100)]"],
     first_line="", limits=Limits(seconds=60), on_line=print, on_tick=lambda seconds, used: None,

@@ -6,7 +6,7 @@ import pytest
 
 from edgekit import board, machine
 from edgekit.engines.here import CAPABILITY_OF_SOC
-from edgekit.engines.trtexec_flags import generation_of
+from edgekit.engines.trtexec.flags import generation_of
 from edgekit.quantize.dialects import DIALECTS, dialect_named
 from edgekit.targeting import files
 from edgekit.targeting.inheritance import figures

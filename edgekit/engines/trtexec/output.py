@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.engines.trtexec_flags import version_from_number
+from edgekit.engines.trtexec.flags import version_from_number
 from edgekit.errors import InputError
 from edgekit.values import Array, Figure, TensorSpec, Unknown
 

@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from edgekit.engines import onnxruntime, openvino, operators, preflight_nodes, tensorrt_rtx
-from edgekit.engines.answers import Answer, Line, NodeFinding, PreflightReport, line_of
+from edgekit.engines import onnxruntime, openvino, tensorrt_rtx
 from edgekit.engines.base import EngineRequest, input_extents, read_model
-from edgekit.engines.trtexec_flags import generation_of, version_of
+from edgekit.engines.preflight import nodes as preflight_nodes
+from edgekit.engines.preflight import operators
+from edgekit.engines.preflight.answers import Answer, Line, NodeFinding, PreflightReport, line_of
+from edgekit.engines.trtexec.flags import generation_of, version_of
 from edgekit.errors import EdgekitError, InputError, MissingPackageError
 from edgekit.models.model import Model
 

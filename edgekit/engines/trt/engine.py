@@ -13,11 +13,11 @@ from edgekit import files
 from edgekit.engines import cuda_runtime
 from edgekit.engines.base import Engine, EngineRequest, input_extents, read_model, workspace_bytes
 from edgekit.engines.here import facts_here
-from edgekit.engines.inspector import EngineLayer, read_layers
 from edgekit.engines.manifest import LOG_FILE, write_manifest
-from edgekit.engines.sparsity import count_sparse
-from edgekit.engines.trt_common import Compiled, compile_apart, limits_of
-from edgekit.engines.trt_job import CompileJob
+from edgekit.engines.trt.common import Compiled, compile_apart, limits_of
+from edgekit.engines.trt.inspector import EngineLayer, read_layers
+from edgekit.engines.trt.job import CompileJob
+from edgekit.engines.trt.sparsity import count_sparse
 from edgekit.errors import EdgekitError, InputError
 from edgekit.values import Figure, Unknown
 

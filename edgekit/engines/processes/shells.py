@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from edgekit.engines.child import environment
+from edgekit.engines.processes.child import environment
 from edgekit.errors import EdgekitError, InputError, MissingPackageError, ResourceError
 
 OnLine = Callable[[str], None]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from edgekit import files
 from edgekit.engines.base import Engine, read_model
-from edgekit.engines.device_recipe import DeviceRecipe
+from edgekit.engines.device_recipe.document import DeviceRecipe
 from edgekit.engines.manifest import LOG_FILE, write_manifest
-from edgekit.engines.trt_engine import layers_of
-from edgekit.engines.trtexec_flags import MODEL_FILE, generation_of
-from edgekit.engines.trtexec_results import AGAIN, DeviceRun, read_run
-from edgekit.engines.trtexec_script_parts import ENGINE_FILE
+from edgekit.engines.trt.engine import layers_of
+from edgekit.engines.trtexec.flags import MODEL_FILE, generation_of
+from edgekit.engines.trtexec.results import AGAIN, DeviceRun, read_run
+from edgekit.engines.trtexec.script_parts import ENGINE_FILE
 from edgekit.errors import InputError
 from edgekit.values import Unknown
 

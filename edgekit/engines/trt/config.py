@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekit.engines.trt_job import CompileJob
+from edgekit.engines.trt.job import CompileJob
 
 
 class RefusalError(Exception):

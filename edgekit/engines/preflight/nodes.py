@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from edgekit.engines import dla_rules, operators
-from edgekit.engines.answers import Answer, Line, NodeFinding, line_of
 from edgekit.engines.base import EngineRequest, Shape, input_extents
+from edgekit.engines.preflight import dla_rules, operators
+from edgekit.engines.preflight.answers import Answer, Line, NodeFinding, line_of
 from edgekit.errors import InputError
 from edgekit.models.cost import sizes
 from edgekit.models.model import Model, constant_of

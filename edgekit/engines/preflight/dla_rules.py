@@ -7,8 +7,8 @@ limits that no page tells. So a rule only says what will fall back to the GPU.
 
 from __future__ import annotations
 
-from edgekit.engines import operators
-from edgekit.engines.answers import Answer, NodeFinding
+from edgekit.engines.preflight import operators
+from edgekit.engines.preflight.answers import Answer, NodeFinding
 from edgekit.models.cost.sizes import Forms
 from edgekit.models.model import Model, attribute
 

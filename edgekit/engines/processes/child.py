@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
+_ROOT = Path(__file__).resolve().parents[3]
 
 
 def environment() -> dict[str, str]:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
-from edgekit.engines.child import environment
-from edgekit.engines.oom import OomWitness
+from edgekit.engines.processes.child import environment
+from edgekit.engines.processes.oom import OomWitness
 from edgekit.values import Figure, Unknown
 
 _LOOK_S = 0.1

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgekit import board
-from edgekit.engines import shell_copies, shells
-from edgekit.engines.device_recipe import DeviceRecipe
-from edgekit.engines.shells import Shell
-from edgekit.engines.trtexec_script import SCRIPT_FILE
-from edgekit.engines.trtexec_script_parts import RESULTS_FOLDER
+from edgekit.engines.device_recipe.document import DeviceRecipe
+from edgekit.engines.processes import shell_copies, shells
+from edgekit.engines.processes.shells import Shell
+from edgekit.engines.trtexec.script import SCRIPT_FILE
+from edgekit.engines.trtexec.script_parts import RESULTS_FOLDER
 from edgekit.errors import EdgekitError, InputError, MissingPackageError, ResourceError
 
 GPUS_FILE = "gpus"

@@ -1,4 +1,4 @@
-"""The process that builds a TensorRT engine: `python -m edgekit.engines.trt_child`.
+"""The process that builds a TensorRT engine: `python -m edgekit.engines.trt.child`.
 
 It reads one job (trt_job.py) from stdin and tells the rest on stdout, a JSON object a line:
 `{"log": [severity, message]}`, `{"fraction": ..., "said": phase}`, once `{"answer": {...}}`, and
@@ -18,17 +18,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from edgekit.engines.build_progress import PhaseTree
-from edgekit.engines.child import lines_from_parent, own_stdout
-from edgekit.engines.timing_cache import CacheKey, put_aside, read_cache, write_cache
-from edgekit.engines.trt_config import (
+from edgekit.engines.processes.child import lines_from_parent, own_stdout
+from edgekit.engines.trt.config import (
     Account,
     RefusalError,
     configure,
     is_typed,
     network_flags,
 )
-from edgekit.engines.trt_job import CompileJob, job_from_line
+from edgekit.engines.trt.job import CompileJob, job_from_line
+from edgekit.engines.trt.progress import PhaseTree
+from edgekit.engines.trt.timing_cache import CacheKey, put_aside, read_cache, write_cache
 
 _FINEST = 0.005
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit import board
-from edgekit.engines import trtexec_output as output
-from edgekit.engines.device_recipe import DeviceRecipe
-from edgekit.engines.trtexec_flags import version_from_number
-from edgekit.engines.trtexec_script_parts import (
+from edgekit.engines.device_recipe.document import DeviceRecipe
+from edgekit.engines.trtexec import output
+from edgekit.engines.trtexec.flags import version_from_number
+from edgekit.engines.trtexec.script_parts import (
     ENGINE_FILE,
     ORIGINAL_ENGINE_FILE,
     answer_name,

@@ -1,7 +1,7 @@
 """What TensorRT's Python packages share: one compile, in a watched process of its own.
 
 The compiler is native code that can die, hang, or take all memory; it does so in a child process
-(trt_child.py), and what is left is an account of how it ended.
+(child.py), and what is left is an account of how it ended.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 
 from edgekit.engines.base import EngineRequest, OnBuild, missing_package
-from edgekit.engines.child import ending, was_killed
-from edgekit.engines.trt_job import CompileJob, job_to_line
-from edgekit.engines.watched import Ending, Limits, run_watched
+from edgekit.engines.processes.child import ending, was_killed
+from edgekit.engines.processes.watched import Ending, Limits, run_watched
+from edgekit.engines.trt.job import CompileJob, job_to_line
 from edgekit.errors import EdgekitError, InputError, ResourceError
 from edgekit.values import Figure, TensorSpec, Unknown
 
@@ -149,7 +149,7 @@ class _Heard:
 def _compile_once(job: CompileJob, limits: Limits, tell: OnBuild) -> Compiled:
     heard = _Heard(tell)
     end = run_watched(
-        [sys.executable, "-m", "edgekit.engines.trt_child"],
+        [sys.executable, "-m", "edgekit.engines.trt.child"],
         first_line=job_to_line(job),
         limits=limits,
         on_line=heard.on_line,

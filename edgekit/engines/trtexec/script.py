@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgekit.engines.trtexec_flags import Run
-from edgekit.engines.trtexec_script_parts import (
+from edgekit.engines.trtexec.flags import Run
+from edgekit.engines.trtexec.script_parts import (
     ENGINE_FILE,
     ORIGINAL_ENGINE_FILE,
     RESULTS_FOLDER,

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.engines import runtime_cache
 from edgekit.engines.base import Engine, missing_package
 from edgekit.engines.cuda import Device
-from edgekit.engines.trt_child import collecting_logger, dtype_name
-from edgekit.engines.trt_common import is_out_of_memory
+from edgekit.engines.trt import runtime_cache
+from edgekit.engines.trt.child import collecting_logger, dtype_name
+from edgekit.engines.trt.common import is_out_of_memory
 from edgekit.errors import EdgekitError, InputError, MissingPackageError, ResourceError
 from edgekit.values import Array, Feeds, TensorSpec
 

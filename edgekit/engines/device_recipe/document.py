@@ -18,7 +18,7 @@ import numpy as np
 
 from edgekit import files
 from edgekit.engines.base import EngineRequest, Extent
-from edgekit.engines.trtexec_flags import MODEL_FILE, generation_of
+from edgekit.engines.trtexec.flags import MODEL_FILE, generation_of
 from edgekit.errors import InputError
 from edgekit.targets import Target
 from edgekit.values import Array, Feeds, TensorSpec

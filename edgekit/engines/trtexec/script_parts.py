@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from edgekit.engines.trtexec_flags import (
+from edgekit.engines.trtexec.flags import (
     GENERATIONS,
     TIMING_CACHE_FILE,
     Run,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from edgekit import files
-from edgekit.engines.shells import (
+from edgekit.engines.processes.shells import (
     ENDED,
     TERM_S,
     OnLine,

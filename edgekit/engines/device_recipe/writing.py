@@ -1,4 +1,4 @@
-"""Writes the folder that a device builds from; `device_recipe.py` reads it."""
+"""Writes the folder that a device builds from; `document.py` reads it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgekit.engines.base import (
     read_model,
     workspace_bytes,
 )
-from edgekit.engines.device_recipe import (
+from edgekit.engines.device_recipe.document import (
     DEVICE_FILE,
     FORMAT,
     GOLDEN_FILE,
@@ -32,15 +32,15 @@ from edgekit.engines.device_recipe import (
     has_trtexec,
     load_device_recipe,
 )
-from edgekit.engines.trtexec_flags import (
+from edgekit.engines.trtexec.flags import (
     MODEL_FILE,
     Run,
     build_arguments,
     generation_of,
     version_of,
 )
-from edgekit.engines.trtexec_script import SCRIPT_FILE, ScriptPlan, script
-from edgekit.engines.trtexec_script_parts import RAW_STEM, ScriptBuild
+from edgekit.engines.trtexec.script import SCRIPT_FILE, ScriptPlan, script
+from edgekit.engines.trtexec.script_parts import RAW_STEM, ScriptBuild
 from edgekit.errors import InputError
 from edgekit.targets import Runtime, Target
 from edgekit.values import Array, Feeds, TensorSpec
