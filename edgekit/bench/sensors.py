@@ -118,6 +118,24 @@ def pi_flags(root: Path = Path("/")) -> int | None:
     return int(text, 16) if re.fullmatch(r"[0-9a-fA-F]{1,16}", text) else None
 
 
+def packages_joules(root: Path = Path("/")) -> Figure:
+    """The energy that the processor's packages have taken, by RAPL's counters, which wrap around.
+
+    Most systems show them to root only.
+    """
+    folder = root.joinpath("sys", "class", "powercap")
+    packages = [path for path in _listed(folder) if re.fullmatch(r"intel-rapl:\d+", path.name)]
+    counters = [read_number(path / "energy_uj") for path in packages]
+    if not counters:
+        return Unknown("there is no RAPL here")
+    total = 0.0
+    for counter in counters:
+        if isinstance(counter, Unknown):
+            return counter
+        total += counter / 1e6
+    return total
+
+
 def available_bytes(root: Path = Path("/")) -> Figure:
     """MemAvailable: what could be taken without swapping, by the kernel's own estimate."""
     text = read_text(root / "proc" / "meminfo")
