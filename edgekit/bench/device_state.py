@@ -17,10 +17,13 @@ from edgekit.values import Figure, Unknown
 class DeviceState:
     """`governors` by CPU, `temperatures_c` by zone; `clocks` are a Jetson's.
 
+    `power_modes` are those that nvpmodel knows, by name, and their ids.
+
     `throttle_counts` grow whenever a core was slowed down; `pi_flags` are the Raspberry Pi's.
     """
 
     power_mode: str | Unknown
+    power_modes: Mapping[str, int]
     clocks: JetsonClocks | Unknown
     temperatures_c: Mapping[str, Figure]
     governors: Mapping[str, str]
@@ -34,6 +37,7 @@ def read_state(root: Path = Path("/")) -> DeviceState:
     mode = board.power_mode(root)
     return DeviceState(
         power_mode=mode or Unknown("neither nvpmodel nor its files name a power mode"),
+        power_modes=board.power_modes(root),
         clocks=read_clocks(root) if _has_clocks(root) else Unknown("this is no Jetson"),
         temperatures_c=sensors.temperatures_c(root),
         governors={name: clock.governor for name, clock in sensors.cpu_clocks(root).items()},
