@@ -105,18 +105,18 @@ def quantized(model: Model, dialect: Dialect, way: Way, shown: Batches, threads:
 
     scheme = scheme_of(model, place(model, dialect))
     current, said = model, ""
+    if way.spare:
+        scheme, spared = _spared(model, scheme, shown, way.spare, threads)
+        said = f"{spared}; "
     if way.refine != "none":
         current, scheme, report = refine(
             model, scheme, shown, opener(threads, optimise=False), RefineOptions(steps=way.refine),
             rescheme=scheme_of,
         )  # fmt: skip
-        said = "; ".join(
+        said += "; ".join(
             f"{step.name} {step.after_db - step.before_db:+.1f}{'' if step.kept else ' (not kept)'}"
             for step in report.steps
         )
-    if way.spare:
-        scheme, spared = _spared(model, current, scheme, shown, way.spare, threads)
-        said = "; ".join([said, str(spared)] if said else [str(spared)])
     written, _ = write_qdq(current, scheme)
     return Made(
         model=written, share=share_of_macs(current, scheme.placement),
@@ -125,10 +125,10 @@ def quantized(model: Model, dialect: Dialect, way: Way, shown: Batches, threads:
 
 
 def _spared(
-    floating: Model, model: Model, scheme: Scheme, shown: Batches, share: float, threads: int
+    model: Model, scheme: Scheme, shown: Batches, share: float, threads: int
 ) -> tuple[Scheme, Spared]:
     opened = opener(threads, optimise=False)
-    judge = Judge(floating, shown.with_batch_size(4), opened)
+    judge = Judge(model, shown.with_batch_size(4), opened)
     damage = node_sensitivity(model, scheme, list(shown.with_batch_size(4)), opened).damage
     return spare(
         model, scheme, lambda excluded: restricted(model, scheme, excluded), damage,

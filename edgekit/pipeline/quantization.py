@@ -206,26 +206,26 @@ def quantize(
         return job.scheme_of(changed, placement, again)
 
     scheme = job.scheme_of(model, place(model, job.dialect), ranges)
-    current, refined = model, None
+    current, refined, spared = model, None, None
+    if job.options.spare and floor is None:
+        # Before refining, which makes each layer up for the rounding of those before it.
+        on_fraction(0.0, "who is spared")
+        scheme, spared = _spared(model, scheme, job)
     if job.options.refine != "none":
         current, scheme, refined = refine(
             model, scheme, job.batches, open_as_written, RefineOptions(steps=job.options.refine),
             rescheme=scheme_again,
             on_fraction=lambda share, said: on_fraction(_REFINED * share, f"refine: {said}"),
         )  # fmt: skip
-    found, spared, damage = None, None, {}
-    if floor is not None or job.options.spare or importlib.util.find_spec("torch") is not None:
+    found, damage = None, {}
+    if floor is not None or importlib.util.find_spec("torch") is not None:
         on_fraction(_REFINED, "sensitivity")
-        few = list(job.batches.take(_SENSED).with_batch_size(OBSERVE_BATCH))
-        damage = dict(node_sensitivity(current, scheme, few, open_as_written).damage)
+        damage = _damage(current, scheme, job)
     if floor is not None:
         scheme, found = _searched(
             current, scheme, job, floor, damage,
             lambda share, said: on_fraction(_REFINED + (_SEARCHED - _REFINED) * share, said),
         )  # fmt: skip
-    elif job.options.spare:
-        on_fraction(_REFINED, "who is spared")
-        scheme, spared = _spared(model, current, scheme, job, damage)
     on_fraction(_SEARCHED, "errors by layer")
     judged = _judged(model, current, scheme, seen[-1], job)
     layers = judge_layers(
@@ -250,14 +250,18 @@ def restricted(model: Model, scheme: Scheme, excluded: Mapping[str, str]) -> Sch
     )
 
 
-def _spared(
-    floating: Model, model: Model, scheme: Scheme, job: Job, damage: Mapping[str, float]
-) -> tuple[Scheme, Spared]:
+def _damage(model: Model, scheme: Scheme, job: Job) -> dict[str, float]:
+    few = list(job.batches.take(_SENSED).with_batch_size(OBSERVE_BATCH))
+    return dict(node_sensitivity(model, scheme, few, open_as_written).damage)
+
+
+def _spared(model: Model, scheme: Scheme, job: Job) -> tuple[Scheme, Spared]:
     few = job.batches.take(_JUDGED)
-    judge = Judge(floating, few.with_batch_size(OBSERVE_BATCH), open_as_written)
+    judge = Judge(model, few.with_batch_size(OBSERVE_BATCH), open_as_written)
     return spare(
-        model, scheme, lambda excluded: restricted(model, scheme, excluded), damage,
-        lambda tried: float(judge.score(model, tried).mean()), job.options.spare,
+        model, scheme, lambda excluded: restricted(model, scheme, excluded),
+        _damage(model, scheme, job), lambda tried: float(judge.score(model, tried).mean()),
+        job.options.spare,
     )  # fmt: skip
 
 
