@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.errors import EdgekitError
+from edgekit.pipeline.blame import Stage, blamed
 from edgekit.pipeline.result import BuildResult, OnEvent, StepEvent, TargetResult
 from edgekit.report import rows
 
@@ -97,11 +98,19 @@ def show_target(result: TargetResult) -> None:
             ("side by side", result.metric_name, "size", "FPS", "p50", "p99", "memory"),
             (rows.arm_row(arm, result.metric_name) for arm in result.arms),
         )
+    show_blame(result.blame.get(result.precision, ()), result.metric_name)
     for note in result.notes:
         err.print(Text(f"  {note}", style="dim"), soft_wrap=True)
     show_checks(result.checks)
     show_verdict(result.verdict, result.because)
     say(f"  {result.folder}: {', '.join(result.files)}")
+
+
+def show_blame(stages: Sequence[Stage], metric: str) -> None:
+    """Draws what each step of a build lost, beside the one before and the original."""
+    if stages:
+        show_table(rows.BLAME_COLUMNS, rows.blame_rows(stages, metric), prose="through")
+        err.print(Text(f"  {blamed(stages, metric)}", style="dim"), soft_wrap=True)
 
 
 def show_checks(checks: Iterable[Check]) -> None:

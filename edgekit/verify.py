@@ -82,10 +82,17 @@ def outputs_of(
     return joined, np.concatenate(labels) if labels else None
 
 
-def verify(
-    reference: Outputs, candidate: Outputs, labels: Array | None, metric: Metric
-) -> VerifyReport:
-    """The report on a candidate's outputs beside the reference's, both from `outputs_of`.
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far outputs are from a reference's; the figures are those of VerifyReport."""
+
+    agreement: Figure
+    sqnr_db: Figure
+    relative_error: float
+
+
+def distance(reference: Outputs, candidate: Outputs) -> Distance:
+    """How far a candidate's outputs are from the reference's, both from `outputs_of`.
 
     Raises InputError where the two do not have the same outputs.
     """
@@ -94,19 +101,33 @@ def verify(
             "the two models do not have the same outputs",
             got=", ".join(candidate), wanted=", ".join(reference),
         )  # fmt: skip
-    first = next(iter(reference))
-    samples = len(reference[first])
-    classifies = reference[first].ndim == 2 and reference[first].shape[1] > 1
-    return VerifyReport(
-        metric=metric.name,
-        before=metric(reference, labels, reference),
-        after=metric(candidate, labels, reference),
+    first = next(iter(reference.values()))
+    classifies = first.ndim == 2 and first.shape[1] > 1
+    return Distance(
         agreement=agreement(candidate, reference)
         if classifies
         else Unknown("the first output is not (samples, classes)"),
         sqnr_db=sqnr_db(candidate, reference),
         relative_error=max(_relative_error(candidate[n], reference[n]) for n in reference),
-        samples=samples,
+    )
+
+
+def verify(
+    reference: Outputs, candidate: Outputs, labels: Array | None, metric: Metric
+) -> VerifyReport:
+    """The report on a candidate's outputs beside the reference's, both from `outputs_of`.
+
+    Raises InputError where the two do not have the same outputs.
+    """
+    apart = distance(reference, candidate)
+    return VerifyReport(
+        metric=metric.name,
+        before=metric(reference, labels, reference),
+        after=metric(candidate, labels, reference),
+        agreement=apart.agreement,
+        sqnr_db=apart.sqnr_db,
+        relative_error=apart.relative_error,
+        samples=len(next(iter(reference.values()))),
     )
 
 

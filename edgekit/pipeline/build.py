@@ -17,11 +17,10 @@ from edgekit.models.model import Model, digest
 from edgekit.models.opset import raised
 from edgekit.models.simplify import clean
 from edgekit.pipeline import steps
-from edgekit.pipeline.cache import Cache, Step, key_of, write_json
-from edgekit.pipeline.candidates import Chain, Project, wanted_precisions
+from edgekit.pipeline.cache import Cache, key_of, write_json
+from edgekit.pipeline.candidates import Project, wanted_precisions
+from edgekit.pipeline.chain import make_chain, multiple_of
 from edgekit.pipeline.device import finish_target
-from edgekit.pipeline.floor import FloorAsked
-from edgekit.pipeline.half import half_step
 from edgekit.pipeline.origin import (
     Origin,
     describe_export,
@@ -29,14 +28,12 @@ from edgekit.pipeline.origin import (
     open_exported,
     open_origin,
 )  # fmt: skip
-from edgekit.pipeline.quantization import Job, dialect_of
 from edgekit.pipeline.result import BuildResult, OnEvent, Refusal, StepEvent, TargetResult
 from edgekit.pipeline.steps import Source, outputs_of_model
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe, for_target, load_recipe, resolved, with_engine
-from edgekit.targets import ResolvedTarget, Target, preferred_multiple, resolve_target
+from edgekit.targets import ResolvedTarget, resolve_target
 
-DEFAULT_MULTIPLE = 8
 LEAST_OPSET = 13  # the first in which a scale for each channel can be written
 SUMMARY_FILE = "summary.json"
 
@@ -136,8 +133,8 @@ def _finished(
         target = found.target
         wanted = for_target(recipe, target)
         try:
-            multiple = _multiple(everything, recipe, wanted)
-            chain = _chain(workshop, project, target, wanted, multiple)
+            multiple = multiple_of(everything, recipe, wanted)
+            chain = make_chain(workshop, project, target, wanted, multiple)
             result = finish_target(
                 workshop, project, chain, found, rebench=request.rebench,
                 recipe_only=request.recipe_only,
@@ -280,90 +277,3 @@ def _judge_original(workshop: Workshop, project: Project) -> None:
     workshop.do(step, describe=steps.describe_said)
     own = steps.verify_step(project.cache, step, step, project.evaluation, project.metric)
     workshop.do(own, describe=lambda folder: f"the original: {steps.describe_metric(folder)}")
-
-
-def _multiple(targets: list[Target], recipe: Recipe, wanted: Recipe) -> int:
-    """The largest multiple that any target preferes whose [compress] is this one."""
-    preferred = [
-        preferred_multiple(target, precision)
-        for target in targets
-        if (own := for_target(recipe, target)).compress == wanted.compress
-        for precision in wanted_precisions(target, own)
-    ]
-    return max(preferred, default=DEFAULT_MULTIPLE)
-
-
-def _chain(
-    workshop: Workshop, project: Project, target: Target, wanted: Recipe, multiple: int
-) -> Chain:
-    cache, name = project.cache, project.model.name
-    source = project.original
-    plan_from = None
-    if wanted.compress.channels is not None:
-        step = steps.channels_step(
-            source, project.calibration, wanted.compress.channels, multiple, wanted.folder,
-            workshop.progress_of("channels"),
-        )  # fmt: skip
-        workshop.do(step, describe=steps.describe_channels)
-        source, plan_from = steps.made_model(cache, step, name), step
-    if wanted.compress.recover is not None:
-        options = steps.recover_options(wanted.compress.recover, wanted.folder)
-        step = steps.recover_step(
-            source, project.original, project.calibration, options, workshop.progress_of("recover")
-        )
-        workshop.do(step, describe=steps.describe_said)
-        source = steps.made_model(cache, step, name)
-    compressed = source
-    step = steps.simplify_step(source, project.calibration, workshop.progress_of("simplify"))
-    workshop.do(step, describe=steps.describe_simplify)
-    floating = steps.made_model(cache, step, name)
-    quantized = quantizing = None
-    if "int8" in wanted_precisions(target, wanted):
-        quantizing = _quantizing(workshop, project, target, wanted, floating)
-        quantized = steps.made_model(cache, quantizing, name)
-    if project.model.opset > target.runtime.opset:
-        floating = _lowered(workshop, target, floating, name)
-        quantized = None if quantized is None else _lowered(workshop, target, quantized, name)
-    half = None
-    if target.runtime.name == "tensorrt_rtx" and "fp16" in wanted_precisions(target, wanted):
-        step = half_step(floating, project.calibration, workshop.progress_of("fp16", target.name))
-        workshop.do(step, target=target.name, describe=steps.describe_said)
-        half = steps.made_model(cache, step, name)
-    return Chain(
-        recipe=wanted, compressed=compressed, floating=floating, quantized=quantized,
-        channel_plan=plan_from, half=half, quantizing=quantizing,
-    )  # fmt: skip
-
-
-def _quantizing(
-    workshop: Workshop, project: Project, target: Target, wanted: Recipe, floating: Source
-) -> Step:
-    """The step that quantizes in the target's dialect, done."""
-    options, cache = wanted.quantize, project.cache
-    observed = steps.observe_step(
-        cache, floating, project.calibration, options, workshop.progress_of("observe")
-    )
-    workshop.do(observed, describe=steps.describe_said)
-    job = Job(
-        dialect=dialect_of(target), batches=project.calibration, options=options,
-        version=target.runtime.version,
-    )  # fmt: skip
-    floor = None
-    if options.max_drop is not None or options.max_ms is not None:
-        floor = FloorAsked(
-            max_drop=options.max_drop, max_ms=options.max_ms, batches=project.evaluation,
-            metric=project.metric, dialect=job.dialect, target=target,
-            tables=tuple(wanted.folder / table for table in options.tables),
-        )  # fmt: skip
-    step = steps.quantize_step(
-        floating, (cache, observed), job, floor, workshop.progress_of("quantize", target.name)
-    )
-    workshop.do(step, target=target.name, describe=steps.describe_said)
-    return step
-
-
-def _lowered(workshop: Workshop, target: Target, source: Source, name: str) -> Source:
-    """The source at the newest opset that the target's runtime reads."""
-    step = steps.opset_step(source, target.runtime.opset)
-    workshop.do(step, target=target.name, describe=steps.describe_said)
-    return steps.made_model(workshop.cache, step, name)

@@ -14,6 +14,8 @@ from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
 from edgekit.models.model import Model
 from edgekit.pipeline import steps
+from edgekit.pipeline.blame import ENGINE
+from edgekit.pipeline.blaming import Asked, blame_step, describe_blame
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions
 from edgekit.pipeline.hardware import dla_precision, no_hardware, refuse_missing_dla
 from edgekit.pipeline.steps import REPORT_FILE, Source
@@ -24,6 +26,7 @@ from edgekit.values import Array, Figure, Unknown, figure_from_json
 from edgekit.verify import VerifyReport, from_json
 
 TIMING_FOLDER = "timing"
+KERNELS, EMULATED = "onnxruntime", "onnxruntime, emulated"
 _SAMPLES = 4  # real inputs that a runtime may compare outputs on
 _PACKAGES = ("onnxruntime", "openvino", "tensorrt_rtx_cu12", "tensorrt")
 
@@ -42,11 +45,20 @@ class Project:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Link:
+    """A model on the way to a target's, and the steps that made it of the one before."""
+
+    steps: str
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chain:
     """A target's models: compressed (BatchNormalization in it), floating (folded), quantized.
 
     `half` is the float16 graph, where the runtime takes its types from the graph; `quantizing` is
-    the step that made the quantized one.
+    the step that made the quantized one. `links` are the models in float32 that all targets share,
+    from the original on; `lowered`: the target's are of an older opset.
     """
 
     recipe: Recipe
@@ -56,16 +68,23 @@ class Chain:
     channel_plan: Step | None
     half: Source | None = None
     quantizing: Step | None = None
+    links: tuple[Link, ...] = ()
+    lowered: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One engine that a target could get, and the steps that know of it."""
+    """One engine that a target could get, and the steps that know of it.
+
+    `verified` is the engine's own where it runs here, else its graph's; `blame` says which step
+    lost what.
+    """
 
     precision: Precision
     source: Source
     engine: Step
     verified: Step
+    blame: Step
     emulated: Step | None = None
 
 
@@ -103,25 +122,52 @@ def candidate_of(
 
     With `handed_over` a device makes the engine: its graph is verified, with none of our kernels.
     """
-    source = chain.floating
-    if precision == "int8":
-        assert chain.quantized is not None
-        source = chain.quantized
-    elif precision == "fp16" and chain.half is not None:
-        source = chain.half
-    here = target.runtime.build == "here" and not handed_over
+    source, made_by = _source_of(chain, precision)
+    runs_here = target.runtime.build == "here" and not handed_over
     engine = None
     if target.runtime.build != "device" and not handed_over:
         engine = engine_step(workshop, chain.recipe, target, precision, project, source)
         workshop.do(engine, target=target.name, describe=_describe_engine)
-    verified = _verify(workshop, project, target, source, emulated=not here)
-    emulated = None
-    if here and precision == "int8":
-        emulated = _verify(workshop, project, target, source, emulated=True)
+    asked = [
+        Asked(step=link.steps, through=KERNELS, outputs=_outputs(workshop, project, link.source))
+        for link in chain.links
+    ]
+    original = asked[0].outputs
+    outputs = emulated = None
+    if precision == "int8" or not runs_here:
+        outputs = _outputs(workshop, project, source, target=target, emulated=True)
+        if made_by:
+            asked.append(Asked(step=made_by, through=EMULATED, outputs=outputs))
+    if runs_here and engine is not None:
+        if outputs is not None:
+            emulated = _verify(workshop, project, target, original, outputs)
+        outputs = steps.engine_outputs_step(
+            project.cache, engine, project.evaluation, workshop.progress_of("outputs", target.name)
+        )
+        workshop.do(outputs, target=target.name, describe=steps.describe_said)
+        asked.append(Asked(step=ENGINE, through=target.runtime.name, outputs=outputs))
+    assert outputs is not None
+    verified = _verify(workshop, project, target, original, outputs)
+    blame = blame_step(project.cache, asked, project.model, project.evaluation, project.metric)
+    workshop.do(blame, target=target.name, describe=describe_blame)
     return Candidate(
         precision=precision, source=source, engine=engine or verified, verified=verified,
-        emulated=emulated,
+        blame=blame, emulated=emulated,
     )  # fmt: skip
+
+
+def _source_of(chain: Chain, precision: Precision) -> tuple[Source, str]:
+    """What an engine of that precision is built from, and the steps that the links lack."""
+    source, made_by = chain.floating, ""
+    if precision == "int8":
+        assert chain.quantized is not None
+        assert chain.quantizing is not None
+        source, made_by = chain.quantized, chain.quantizing.name
+    elif precision == "fp16" and chain.half is not None:
+        source, made_by = chain.half, "fp16"
+    if chain.lowered:
+        made_by = f"{made_by} + opset" if made_by else "opset"
+    return source, made_by
 
 
 def engine_step(
@@ -146,21 +192,24 @@ def engine_step(
     return Step(name="engine", key=key, make=make)
 
 
+def _outputs(
+    workshop: Workshop, project: Project, source: Source, *, target: Target | None = None,
+    emulated: bool = False,
+) -> Step:  # fmt: skip
+    """The step that asks a model for the evaluation samples, done."""
+    name = "" if target is None else target.name
+    step = steps.outputs_step(
+        source, project.evaluation, workshop.progress_of("outputs", name), emulated=emulated
+    )
+    workshop.do(step, target=name, describe=steps.describe_said)
+    return step
+
+
 def _verify(
-    workshop: Workshop, project: Project, target: Target, source: Source, *, emulated: bool
+    workshop: Workshop, project: Project, target: Target, original: Step, outputs: Step
 ) -> Step:
-    """The step that compares a model's outputs with the original's."""
-    cache = project.cache
-    steps_of = [(project.original, False, ""), (source, emulated, target.name)]
-    made = []
-    for model, without_kernels, name in steps_of:
-        step = steps.outputs_step(
-            model, project.evaluation, workshop.progress_of("outputs", name),
-            emulated=without_kernels,
-        )  # fmt: skip
-        workshop.do(step, target=name, describe=steps.describe_said)
-        made.append(step)
-    step = steps.verify_step(cache, made[0], made[1], project.evaluation, project.metric)
+    """The step that compares outputs with the original's, done."""
+    step = steps.verify_step(project.cache, original, outputs, project.evaluation, project.metric)
     workshop.do(step, target=target.name, describe=steps.describe_verify)
     return step
 

@@ -14,6 +14,8 @@ from edgekit.errors import InputError
 from edgekit.models.cost import total_cost
 from edgekit.models.model import save
 from edgekit.pipeline import steps
+from edgekit.pipeline.blame import stages_to_json
+from edgekit.pipeline.blaming import stages_of
 from edgekit.pipeline.cache import Step, key_of, read_json, write_json
 from edgekit.pipeline.candidates import (
     Candidate,
@@ -79,6 +81,7 @@ def finish_device(
         folder=str(project.place / target.name),
         files=(),
         measured_age_s=NOT_HERE,
+        blame={precision: stages_of(cache, candidate.blame)},
     )
     contents = {
         DEVICE_FOLDER: cache.entry(step) / DEVICE_FOLDER,
@@ -157,6 +160,7 @@ def _device_step(
             "evidence": gate.evidence_to_json(_evidence(project, chain, precision, candidate)),
             "before": before.to_json(),
             "after": after.to_json(),
+            "blame": stages_to_json(stages_of(project.cache, candidate.blame), project.metric.name),
         }
         place = None
         if original is not None:
@@ -169,7 +173,8 @@ def _device_step(
         write_json(folder / PREFLIGHT_FILE, flight)
 
     key = key_of(
-        "device", data=project.evaluation.digest, verified=candidate.verified.key, limits=limits,
+        "device", data=project.evaluation.digest, verified=candidate.verified.key,
+        blame=candidate.blame.key, limits=limits,
         original="" if original is None else original.key,
         bench=options.model_dump(mode="json"), **request_key(request, candidate.source),
     )  # fmt: skip

@@ -21,6 +21,7 @@ from edgekit.engines.base import Engine
 from edgekit.engines.manifest import load_engine
 from edgekit.models.cost import Cost, total_cost
 from edgekit.pipeline import steps
+from edgekit.pipeline.blaming import stages_of
 from edgekit.pipeline.cache import Cache, Step, key_of
 from edgekit.pipeline.candidates import (
     Candidate,
@@ -103,6 +104,7 @@ def finish_here(  # noqa: PLR0913, PLR0917
         folder=str(project.place / target.name),
         files=(),
         measured_age_s=age,
+        blame={c.precision: stages_of(cache, c.blame) for c in candidates},
     )
     contents = {
         ENGINE_FOLDER: cache.entry(chosen.engine),

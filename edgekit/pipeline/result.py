@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekit.errors import EdgekitError
 from edgekit.gate import check_to_json
+from edgekit.pipeline.blame import Stage, stages_to_json
 from edgekit.values import Check, Figure, Verdict, figure_from_json, figure_to_json
 
 
@@ -78,7 +79,10 @@ def facts_from_json(stored: Mapping[str, Any]) -> Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetResult:
-    """What a build made for one target. `notes` say why things are as they are."""
+    """What a build made for one target. `notes` say why things are as they are.
+
+    `blame` has for each precision that was tried what every step on the way to it lost.
+    """
 
     target: str
     title: str
@@ -94,6 +98,7 @@ class TargetResult:
     files: tuple[str, ...]
     measured_age_s: Figure
     arms: tuple[Facts, ...] = ()
+    blame: Mapping[str, tuple[Stage, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready."""
@@ -108,6 +113,10 @@ class TargetResult:
             "after": self.after.to_json(),
             "arms": [arm.to_json() for arm in self.arms],
             "checks": [check_to_json(check) for check in self.checks],
+            "blame": {
+                precision: stages_to_json(stages, self.metric_name)
+                for precision, stages in self.blame.items()
+            },
             "notes": list(self.notes),
             "folder": self.folder,
             "files": list(self.files),

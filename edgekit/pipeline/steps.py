@@ -19,6 +19,8 @@ from edgekit.compress.recover import RecoverOptions, recover
 from edgekit.data.batches import Batches
 from edgekit.data.metrics import Metric
 from edgekit.engines import onnxruntime as reference_runtime
+from edgekit.engines.base import runtime_module
+from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
 from edgekit.models.model import Model, save
 from edgekit.models.opset import lowered
@@ -37,7 +39,7 @@ from edgekit.recipe import ChannelsSection, QuantizeSection, RecoverSection
 from edgekit.train.augment import load_own_function
 from edgekit.train.launch import launched
 from edgekit.train.schedules import Schedule
-from edgekit.values import Array, Feeds, run
+from edgekit.values import Array, Feeds, Session, run
 from edgekit.verify import outputs_of, to_json, verify
 
 MODEL_FILE, REPORT_FILE, PLAN_FILE = "model.onnx", "report.json", "plan.json"
@@ -259,19 +261,38 @@ def outputs_step(
     def make(folder: Path, partial: Path) -> None:
         del partial
         with reference_runtime.open_model(source.load(), optimise=not emulated) as session:
-            found, _ = outputs_of(
-                session, batches, lambda done: on_fraction(done / batches.count, "")
-            )
-        with (folder / OUTPUTS_FILE).open("wb") as stream:
-            np.savez(stream, **found)  # type: ignore[arg-type]
-        through = "emulated" if emulated else "through the kernels"
-        write_json(folder / REPORT_FILE, {"said": f"{batches.count} samples, {through}"})
+            through = "emulated" if emulated else "through the kernels"
+            _ask(session, batches, folder, through, on_fraction)
 
     key = key_of(
         "outputs", source=source.key, data=batches.digest, emulated=emulated,
         versions=versions(["onnxruntime"]),
     )  # fmt: skip
     return Step(name="outputs", key=key, make=make)
+
+
+def engine_outputs_step(
+    cache: Cache, engine: Step, batches: Batches, on_fraction: OnFraction
+) -> Step:
+    """The outputs of an engine that this machine runs, on the evaluation samples."""
+
+    def make(folder: Path, partial: Path) -> None:
+        del partial
+        built = load_engine(cache.entry(engine))
+        with runtime_module(built.runtime).open(built) as session:
+            _ask(session, batches, folder, "through the engine", on_fraction)
+
+    key = key_of("outputs", engine=engine.key, data=batches.digest)
+    return Step(name="outputs", key=key, make=make)
+
+
+def _ask(
+    session: Session, batches: Batches, folder: Path, through: str, on_fraction: OnFraction
+) -> None:
+    found, _ = outputs_of(session, batches, lambda done: on_fraction(done / batches.count, ""))
+    with (folder / OUTPUTS_FILE).open("wb") as stream:
+        np.savez(stream, **found)  # type: ignore[arg-type]
+    write_json(folder / REPORT_FILE, {"said": f"{batches.count} samples, {through}"})
 
 
 def verify_step(

@@ -9,6 +9,7 @@ from edgekit.engines.base import Engine
 from edgekit.engines.manifest import load_engine
 from edgekit.models.cost import Cost, total_cost
 from edgekit.pipeline import steps
+from edgekit.pipeline.blaming import stages_of
 from edgekit.pipeline.cache import Step
 from edgekit.pipeline.candidates import (
     Candidate,
@@ -73,6 +74,7 @@ def finish_elsewhere(
         folder=str(project.place / target.name),
         files=(),
         measured_age_s=NOT_HERE,
+        blame={candidate.precision: stages_of(cache, candidate.blame)},
     )
     contents = {
         ENGINE_FOLDER: cache.entry(candidate.engine),

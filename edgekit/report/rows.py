@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from edgekit.pipeline.blame import Apart, Stage
 from edgekit.pipeline.result import Facts, TargetResult
 from edgekit.values import Check, Figure, Unknown, Verdict
 
@@ -112,6 +113,45 @@ def arm_row(arm: Facts, name: str) -> tuple[str, ...]:
         quantity(arm.p50_ms, digits=3, unit="ms"), quantity(arm.p99_ms, digits=3, unit="ms"),
         size(arm.memory_bytes),
     )  # fmt: skip
+
+
+BLAME_COLUMNS = (
+    "after", "through", "metric", "change", "same top-1", "SQNR, worst part", "largest error",
+    "SQNR to the original",
+)  # fmt: skip
+
+
+def blame_rows(stages: Sequence[Stage], name: str) -> list[tuple[str, ...]]:
+    """What was there after each step: its metric, and how far it is from the last and the first.
+
+    `same top-1`, the SQNR of the worst part and the largest error are against the last one.
+    """
+    found = []
+    for before, stage in zip((None, *stages), stages, strict=False):
+        row = [stage.step, stage.through, _or_dash(stage.metric, metric(stage.metric, name))]
+        if before is None or stage.last is None:
+            found.append((*row, "", "", "", "", ""))
+            continue
+        last = stage.last
+        found.append((
+            *row, difference(before.metric, stage.metric, name),
+            _or_dash(last.agreement, quantity(last.agreement, 0.01, 2, "%")), _decibels(last),
+            _or_dash(last.relative_error, f"{last.relative_error:.2g}"
+                     if not isinstance(last.relative_error, Unknown) else ""),
+            "-" if stage.first is None else _decibels(stage.first),
+        ))  # fmt: skip
+    return found
+
+
+def _decibels(apart: Apart) -> str:
+    worst = apart.worst
+    if worst is not None:
+        return quantity(worst.sqnr_db, unit="dB")
+    return "the same" if apart.parts else "-"
+
+
+def _or_dash(value: Figure, said: str) -> str:
+    return "-" if isinstance(value, Unknown) else said
 
 
 def check_row(check: Check) -> tuple[str, ...]:
