@@ -1,24 +1,89 @@
-"""The memory of this process, as the system counts it."""
+"""What a process and its engine take, by named source. The sources overlap: nothing is added up.
+
+A runtime's own figures are of its allocators, a process's of its pages, NVML's of a card, and on a
+machine that shares one memory between CPU and GPU all of them lie in the same pool.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.values import Figure, Unknown
 
-_STATUS = Path("/proc/self/status")
+SOURCES: Mapping[str, str] = {
+    "weight_bytes": "the engine's weights, as its builder said",
+    "activation_bytes": "the engine's activations, as its builder said",
+    "scratch_bytes": "the most scratch memory of a layer, as the builder said",
+    "context_bytes": "an execution context's device memory, as the runtime says",
+    "file_bytes": "the engine file on the disk",
+    "peak_memory_bytes": "the most that was resident of the process (VmHWM), shared pages included",
+    "steady_memory_bytes": "resident of the process after the last turn (Rss of smaps_rollup)",
+    "unique_memory_bytes": "of that, the process's own pages alone (USS, Private of smaps_rollup)",
+    "memory_rise_bytes": "the peak over the same process before the engine was opened",
+    "gpu_memory_bytes": "the process's memory on the GPU, at its most (NVML)",
+    "available_drop_bytes": "by how much the machine's MemAvailable fell, whoever took it",
+    "nvmap_bytes": "the process's buffers in nvmap, which CPU and GPU share, at their most",
+}  # fmt: skip
+"""The figures of memory that a measurement may have, and what each of them is of."""
+
+RUNTIMES_OWN = ("weight_bytes", "activation_bytes", "scratch_bytes", "context_bytes")
+"""Those that an engine's manifest keeps, where its builder says them."""
+
 _CLEAR = Path("/proc/self/clear_refs")
+_PRIVATE = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessMemory:
+    """One moment of a process, in bytes; `unique` is what its end would give back."""
+
+    resident_bytes: Figure
+    unique_bytes: Figure
+    swapped_bytes: Figure
+
+
+def process_memory(pid: int | None = None, root: Path = Path("/")) -> ProcessMemory:
+    """What the pages of a process sum up to (proc(5), smaps_rollup); of this one for None.
+
+    It walks over all pages, milliseconds for gigabytes: not for the middle of a run.
+    """
+    place = root / "proc" / (str(pid) if pid is not None else "self") / "smaps_rollup"
+    try:
+        fields = dict(re.findall(r"^(\w+):\s+(\d+) kB$", place.read_text(), re.MULTILINE))
+    except OSError as error:
+        return _without_rollup(pid, f"{place}: {error.strerror or error}")
+
+    def kilobytes(*names: str) -> Figure:
+        if not all(name in fields for name in names):
+            return Unknown(f"{place} has no {', '.join(names)}")
+        return float(sum(int(fields[name]) for name in names) * 1024)
+
+    private = [name for name in _PRIVATE if name in fields or name != "Private_Hugetlb"]
+    return ProcessMemory(
+        resident_bytes=kilobytes("Rss"), unique_bytes=kilobytes(*private),
+        swapped_bytes=kilobytes("Swap"),
+    )  # fmt: skip
+
+
+def _without_rollup(pid: int | None, reason: str) -> ProcessMemory:
+    import psutil
+
+    try:
+        resident: Figure = float(psutil.Process(pid).memory_info().rss)
+    except psutil.Error as error:
+        resident = Unknown(str(error))
+    unknown = Unknown(reason)
+    return ProcessMemory(resident_bytes=resident, unique_bytes=unknown, swapped_bytes=unknown)
 
 
 def resident_bytes() -> Figure:
-    """What lies in physical memory now (VmRSS), shared libraries included."""
-    found = _status_bytes("VmRSS")
-    if not isinstance(found, Unknown):
-        return found
-    import psutil
-
-    return float(psutil.Process().memory_info().rss)
+    """What of this process lies in physical memory now, shared libraries included."""
+    return process_memory().resident_bytes
 
 
 def peak_bytes() -> Figure:
@@ -42,13 +107,31 @@ def forget_peak() -> None:
         return  # the peak is then since the start: never too small
 
 
-def _status_bytes(field: str) -> Figure:
+def nvmap_bytes(pids: Collection[int] = (), root: Path = Path("/")) -> Figure:
+    """What these processes (this one for none) hold in a Jetson's nvmap; only root may read it.
+
+    Written from the file's known form, CLIENT PROCESS PID SIZE with sizes in K; not yet read on a
+    Jetson.
+    """
+    place = root.joinpath("sys", "kernel", "debug", "nvmap", "iovmm", "clients")
     try:
-        lines = _STATUS.read_text().splitlines()
+        text = place.read_text(errors="replace")
+    except OSError as error:
+        return Unknown(f"{place}: {error.strerror or error}")
+    wanted = set(pids) or {os.getpid()}
+    rows = re.findall(r"^\s*\S+\s+.*?\s(\d{1,9})\s+(\d{1,12})K\s*$", text, re.MULTILINE)
+    ours = [int(size) * 1024 for pid, size in rows if int(pid) in wanted]
+    return float(sum(ours)) if ours else Unknown("nvmap lists no process of ours")
+
+
+def _status_bytes(field: str) -> Figure:
+    place = Path("/proc/self/status")
+    try:
+        lines = place.read_text().splitlines()
     except OSError:
-        return Unknown(f"there is no {_STATUS}")
+        return Unknown(f"there is no {place}")
     for line in lines:
         name, _, value = line.partition(":")
         if name == field:
             return float(value.split()[0]) * 1024
-    return Unknown(f"{_STATUS} has no {field}")
+    return Unknown(f"{place} has no {field}")

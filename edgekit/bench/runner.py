@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from edgekit.bench import statistics
+from edgekit.bench import memory, statistics
 from edgekit.bench.workload import Arm, Plan, check_arms, lasting_conditions, load_average
 from edgekit.engines.base import runtime_module
 from edgekit.engines.fit import same_version
@@ -101,6 +101,8 @@ class _Worker:
     rounds: list[int] = field(default_factory=list)
     before: Figure = _NOT_LOADED
     peak: Figure = _NOT_LOADED
+    steady: Figure = _NOT_LOADED
+    unique: Figure = _NOT_LOADED
     cpu_s: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -121,6 +123,8 @@ class _Worker:
         self.execute_ns += execute_ns
         self.cpu_s += answer["cpu_s"]
         self.peak = figure_from_json(answer["peak_bytes"])
+        self.steady = figure_from_json(answer["steady_bytes"])
+        self.unique = figure_from_json(answer["unique_bytes"])
         self.notes = tuple(answer["notes"])
 
     def warm_up(self, seconds: float) -> None:
@@ -255,8 +259,15 @@ def _measurement(
         rise = max(0.0, worker.peak - worker.before)
     figures: dict[str, Figure] = {
         "peak_memory_bytes": worker.peak,
+        "steady_memory_bytes": worker.steady,
+        "unique_memory_bytes": worker.unique,
         "memory_rise_bytes": rise,
         "file_bytes": float(worker.arm.engine.file_bytes),
+        **{
+            name: figure
+            for name, figure in worker.arm.engine.figures.items()
+            if name in memory.RUNTIMES_OWN
+        },
         "execute_p50_s": statistics.percentile(worker.execute_ns, 50) / 1e9,
     }
     return replace(

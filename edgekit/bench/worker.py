@@ -73,9 +73,12 @@ class _Loaded:
 
     def account(self) -> dict[str, object]:
         """What the memory is, and what the session says of its own run, where it says anything."""
+        steady = memory.process_memory()
         return {
             "before_bytes": figure_to_json(self.before),
             "peak_bytes": figure_to_json(memory.peak_bytes()),
+            "steady_bytes": figure_to_json(steady.resident_bytes),
+            "unique_bytes": figure_to_json(steady.unique_bytes),
             "notes": list(getattr(self.session, "notes", ())),
         }
 
