@@ -36,7 +36,8 @@ class Evidence:
     """All that a gate looks at: `estimates` by figure (`gate.RULES`), in the limits' units.
 
     `on_device`: whether the target itself has been measured. `age_s` is of that measurement,
-    `invalid` says under which broken conditions it was taken (throttled, wrong power mode).
+    `invalid` says under which broken conditions it was taken (throttled, wrong power mode),
+    `unchecked` which of the target's conditions nobody could read.
     `noise_floor` is the share by which two runs of one engine differ on the target.
     """
 
@@ -45,6 +46,7 @@ class Evidence:
     age_s: Figure = NOT_MEASURED
     max_age_s: float = _DAY_S
     invalid: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
     noise_floor: Figure = NO_NOISE_FLOOR
 
 
@@ -157,6 +159,7 @@ def evidence_to_json(evidence: Evidence) -> dict[str, object]:
         "age_s": figure_to_json(finite(evidence.age_s)),
         "max_age_s": evidence.max_age_s,
         "invalid": list(evidence.invalid),
+        "unchecked": list(evidence.unchecked),
         "noise_floor": figure_to_json(finite(evidence.noise_floor)),
         "estimates": {
             name: {
@@ -178,6 +181,7 @@ def evidence_from_json(stored: Mapping[str, Any]) -> Evidence:
         age_s=figure_from_json(stored["age_s"]),
         max_age_s=stored["max_age_s"],
         invalid=tuple(stored["invalid"]),
+        unchecked=tuple(stored.get("unchecked", ())),
         noise_floor=NO_NOISE_FLOOR if floor is None else figure_from_json(floor),
         estimates={
             name: Estimate(

@@ -196,6 +196,8 @@ def _judge(rule: Rule, limit: float, estimate: Estimate, evidence: Evidence) -> 
         return Verdict.PENDING, NOT_MEASURED.reason
     if rule.measured and evidence.invalid:
         return Verdict.INVALID, "; ".join(evidence.invalid)
+    if rule.measured and evidence.unchecked:
+        return Verdict.INCONCLUSIVE, "; ".join(evidence.unchecked)
     value = finite(value)
     if isinstance(value, Unknown):
         return Verdict.INCONCLUSIVE, value.reason

@@ -238,7 +238,8 @@ class Measurement:
 
     `samples` are in the order taken, nothing trimmed. `rounds` holds the index at which each
     round of the interleaved run begins. `taken_at` is seconds since the epoch. `broken` are the
-    conditions of the target that did not hold: with any, the run decides nothing.
+    conditions of the target that did not hold: with any, the run is invalid. `unchecked` are those
+    that nobody could read: with any, it decides nothing.
     """
 
     arm: str
@@ -252,6 +253,7 @@ class Measurement:
     conditions: Mapping[str, str] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
 
 class Verdict(enum.Enum):

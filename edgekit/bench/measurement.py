@@ -31,6 +31,7 @@ def to_json(measurement: Measurement) -> dict[str, object]:
         "conditions": dict(measurement.conditions),
         "doubts": list(measurement.doubts),
         "broken": list(measurement.broken),
+        "unchecked": list(measurement.unchecked),
         "samples": list(measurement.samples),
     }
 
@@ -49,6 +50,7 @@ def from_json(stored: Mapping[str, Any]) -> Measurement:
         conditions=dict(stored["conditions"]),
         doubts=tuple(stored["doubts"]),
         broken=tuple(stored.get("broken", ())),
+        unchecked=tuple(stored.get("unchecked", ())),
     )
 
 
@@ -102,6 +104,7 @@ def pooled(earlier: Measurement, later: Measurement) -> Measurement:
         figures=figures,
         doubts=tuple(dict.fromkeys(earlier.doubts + later.doubts)),
         broken=tuple(dict.fromkeys(earlier.broken + later.broken)),
+        unchecked=tuple(dict.fromkeys(earlier.unchecked + later.unchecked)),
     )
 
 
