@@ -237,7 +237,8 @@ class Measurement:
     """Raw samples of one quantity on one machine, and every reason to doubt them.
 
     `samples` are in the order taken, nothing trimmed. `rounds` holds the index at which each
-    round of the interleaved run begins. `taken_at` is seconds since the epoch. `broken` are the
+    round of the interleaved run begins, `processes` (some of the same) those at which another
+    process took over; empty: there was one. `taken_at` is seconds since the epoch. `broken` are the
     conditions of the target that did not hold: with any, the run is invalid. `unchecked` are those
     that nobody could read: with any, it decides nothing.
     """
@@ -254,6 +255,7 @@ class Measurement:
     doubts: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
+    processes: tuple[int, ...] = ()
 
 
 class Verdict(enum.Enum):

@@ -27,6 +27,7 @@ def to_json(measurement: Measurement) -> dict[str, object]:
         "batch": measurement.batch,
         "taken_at": measurement.taken_at,
         "rounds": list(measurement.rounds),
+        "processes": list(measurement.processes),
         "figures": {name: figure_to_json(f) for name, f in measurement.figures.items()},
         "conditions": dict(measurement.conditions),
         "doubts": list(measurement.doubts),
@@ -50,6 +51,7 @@ def from_json(stored: Mapping[str, Any]) -> Measurement:
         conditions=dict(stored["conditions"]),
         doubts=tuple(stored["doubts"]),
         broken=tuple(stored.get("broken", ())),
+        processes=tuple(int(index) for index in stored.get("processes", ())),
         unchecked=tuple(stored.get("unchecked", ())),
     )
 
@@ -101,11 +103,19 @@ def pooled(earlier: Measurement, later: Measurement) -> Measurement:
         earlier,
         samples=earlier.samples + later.samples,
         rounds=earlier.rounds + tuple(count + index for index in later.rounds),
+        processes=_processes(earlier, later),
         figures=figures,
         doubts=tuple(dict.fromkeys(earlier.doubts + later.doubts)),
         broken=tuple(dict.fromkeys(earlier.broken + later.broken)),
         unchecked=tuple(dict.fromkeys(earlier.unchecked + later.unchecked)),
     )
+
+
+def _processes(earlier: Measurement, later: Measurement) -> tuple[int, ...]:
+    if not earlier.processes and not later.processes:
+        return ()
+    count = len(earlier.samples)
+    return (earlier.processes or (0,)) + tuple(count + i for i in later.processes or (0,))
 
 
 def age_s(measurement: Measurement, now: float) -> float:
