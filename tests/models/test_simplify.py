@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.errors import InternalError
 from edgekit.models.model import Model, parameters
 from edgekit.models.simplify import clean, fold_batchnorm, name_global_pooling, simplify
 from edgekit.models.source import load
@@ -117,3 +119,21 @@ def test_an_onnxsim_that_does_not_end_leaves_the_folded_graph(
     )
     assert "did not end" in report.left_alone
     assert "BatchNormalization" not in {node.op_type for node in simpler.graph}
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(1e-9, False), (1.0, True)])
+def test_outputs_that_are_nearly_zero_are_not_held_to_their_last_bits(
+    residual: Model, size: float, is_refused: bool
+) -> None:
+    outputs = itertools.chain(
+        [np.full((1, 3), size)], itertools.repeat(np.full((1, 3), 1.3 * size))
+    )
+
+    def simplified() -> None:
+        simplify(residual, run=lambda model: {"y": next(outputs)})
+
+    if not is_refused:
+        simplified()
+        return
+    with pytest.raises(InternalError, match="changed the outputs"):
+        simplified()
