@@ -14,7 +14,7 @@ from edgekit.values import Measurement, Unknown, figure_from_json, figure_to_jso
 
 FORMAT = 1
 
-PASSING = ("other_load", "load_average")
+PASSING = ("other_load", "load_average", "power_source")
 """Conditions that are of the moment: they do not make two measurements different ones."""
 
 

@@ -16,6 +16,9 @@ from typing import IO, Any
 import numpy as np
 
 from edgekit.bench import memory, statistics
+from edgekit.bench.attended import HERE, Site, attended
+from edgekit.bench.telemetry import Watch
+from edgekit.bench.telemetry_report import Window
 from edgekit.bench.workload import Arm, Plan, check_arms, lasting_conditions, load_average
 from edgekit.engines.base import runtime_module
 from edgekit.engines.fit import same_version
@@ -43,6 +46,7 @@ def measure_side_by_side(
     rounds: int,
     warmup_seconds: float = 0.5,
     on_progress: OnProgress = lambda fraction, said: None,
+    site: Site = HERE,
 ) -> tuple[Measurement, ...]:
     """One Measurement of latency for each arm, in seconds a call, in the arms' order.
 
@@ -51,9 +55,9 @@ def measure_side_by_side(
     off. FPS is batch * calls / (sum of the calls' latencies). Every arm is `seconds` at work in
     all, in `rounds` turns; the first tenth of a turn (at most 0.1 s) is not counted.
 
-    Figures: `peak_memory_bytes` of the arm's process, `memory_rise_bytes` over that process with
-    runtime and inputs loaded but no engine, `file_bytes`, `execute_p50_s` (without staging and
-    fetching).
+    Figures: those of memory (`memory.SOURCES`), `execute_p50_s` (without staging and fetching),
+    and what a watch beside the run saw (`TelemetryReport.figures`). The conditions that the site's
+    target declares are checked before, during and after.
 
     Raises InputError, MissingPackageError or ResourceError as the engine's runtime does, and
     EdgekitError where a worker dies, naming its arm. No worker outlives the call.
@@ -63,6 +67,7 @@ def measure_side_by_side(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-")))
         on_progress(0.0, "starting")
+        watch = stack.enter_context(Watch(root=site.root))  # before anything warms the device up
         workers = [
             stack.enter_context(_worker(arm, folder / f"inputs-{index}.npz"))
             for index, arm in enumerate(arms)
@@ -73,18 +78,21 @@ def measure_side_by_side(
             if warmup_seconds:
                 worker.warm_up(warmup_seconds)
         taken_at, before = time.time(), load_average()
-        with _other_load(workers) as other_load:
-            for turn in range(rounds):
-                for worker in workers:
-                    on_progress(turn / rounds, f"round {turn + 1} of {rounds}, {worker.arm.name}")
-                    worker.turn(seconds / rounds)
-        passing = {"load_average": before, "other_load": f"{other_load():.2f} of the processors"}
+        for turn in range(rounds):
+            for worker in workers:
+                on_progress(turn / rounds, f"round {turn + 1} of {rounds}, {worker.arm.name}")
+                worker.turn(seconds / rounds)
+        report = watch.finished()
+        passing = {"load_average": before, "other_load": _shown_load(report.other_load)}
         on_progress(1.0, "")
         return tuple(
-            _measurement(
-                worker, taken_at,
-                {**lasting_conditions(worker.arm, arms, plan), **passing},
-                _doubts(worker, other_load()),
+            attended(
+                _measurement(
+                    worker, taken_at,
+                    {**lasting_conditions(worker.arm, arms, plan, site.root), **passing},
+                    _doubts(worker, report.other_load),
+                ),
+                report, site, worker.windows,
             )
             for worker in workers
         )  # fmt: skip
@@ -103,7 +111,7 @@ class _Worker:
     peak: Figure = _NOT_LOADED
     steady: Figure = _NOT_LOADED
     unique: Figure = _NOT_LOADED
-    cpu_s: float = 0.0
+    windows: list[Window] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
     def load(self) -> None:
@@ -117,11 +125,12 @@ class _Worker:
 
     def turn(self, seconds: float) -> None:
         """Takes one turn, and keeps what was measured."""
+        begun = time.monotonic()
         answer, whole_ns, execute_ns = self._timed(seconds)
+        self.windows.append((begun, time.monotonic()))
         self.rounds.append(len(self.whole_ns))
         self.whole_ns += whole_ns
         self.execute_ns += execute_ns
-        self.cpu_s += answer["cpu_s"]
         self.peak = figure_from_json(answer["peak_bytes"])
         self.steady = figure_from_json(answer["steady_bytes"])
         self.unique = figure_from_json(answer["unique_bytes"])
@@ -198,27 +207,11 @@ def _worker(arm: Arm, inputs: Path) -> Iterator[_Worker]:
             process.kill()
 
 
-@contextlib.contextmanager
-def _other_load(workers: Sequence[_Worker]) -> Iterator[Callable[[], float]]:
-    """Lends the share of the processors that went to anybody else, known once the block is left."""
-    import psutil
-
-    def busy() -> float:
-        times = psutil.cpu_times()
-        # On Linux guest time is in user time too.
-        return float(sum(times) - times.idle - getattr(times, "iowait", 0.0)) - float(
-            getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-        )
-
-    started, begun, own = time.monotonic(), busy(), time.process_time()
-    share = 0.0
-    yield lambda: share
-    wall = time.monotonic() - started
-    ours = time.process_time() - own + sum(worker.cpu_s for worker in workers)
-    share = max(0.0, (busy() - begun - ours) / (wall * (psutil.cpu_count() or 1)))
+def _shown_load(load: Figure) -> str:
+    return "not readable" if isinstance(load, Unknown) else f"{load:.2f} of the processors"
 
 
-def _doubts(worker: _Worker, other_load: float) -> tuple[str, ...]:
+def _doubts(worker: _Worker, other_load: Figure) -> tuple[str, ...]:
     arm, count = worker.arm, len(worker.whole_ns)
     doubts: list[str] = []
     enough = statistics.enough_samples(99)
@@ -227,7 +220,7 @@ def _doubts(worker: _Worker, other_load: float) -> tuple[str, ...]:
     spread = statistics.round_spread(_bare(worker))
     if spread > _ROUND_SPREAD:
         doubts.append(f"the rounds differ by {100 * spread:.0f}% in speed")
-    if other_load > _OTHER_LOAD:
+    if not isinstance(other_load, Unknown) and other_load > _OTHER_LOAD:
         doubts.append(f"other programs used {100 * other_load:.0f}% of the processors")
     installed = runtime_module(arm.engine.runtime).installed_version()
     if not same_version(arm.engine.runtime_version, installed):

@@ -29,7 +29,7 @@ _PI_NOW = 0xF
 
 
 class Watch:
-    """`with Watch() as watch: …; watch.report()` after the block.
+    """`with Watch() as watch: …; report = watch.finished()`; leaving the block ends it too.
 
     `root` is where the system's files are; tools are those on PATH. `gpu_library` stands in for
     NVIDIA's libnvidia-ml.
@@ -65,13 +65,21 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        other_load, ended = self._load.share(), time.monotonic()
-        self._stop.set()
-        self._thread.join()
-        self._exits.close()
-        after = read_state(self._root)
+        self.finished()
+
+    def finished(self) -> TelemetryReport:
+        """Ends the watch, and says what was seen."""
+        if self._report is None:
+            other_load, ended = self._load.share(), time.monotonic()
+            self._stop.set()
+            self._thread.join()
+            self._exits.close()
+            self._report = self._reported(read_state(self._root), other_load, ended)
+        return self._report
+
+    def _reported(self, after: DeviceState, other_load: Figure, ended: float) -> TelemetryReport:
         self._readings.miss("power_w", "nothing on this machine tells the power")
-        self._report = TelemetryReport(
+        return TelemetryReport(
             began_s=self._began,
             ended_s=ended,
             interval_s=self._interval_s,
@@ -83,11 +91,6 @@ class Watch:
             other_load=other_load,
             cost_share=self._cost_s / max(ended - self._began, 1e-9),
         )
-
-    def report(self) -> TelemetryReport:
-        """What was seen; once the block is left."""
-        assert self._report is not None, "the watch still runs"
-        return self._report
 
     def _slowed_by(self, after: DeviceState) -> tuple[str, ...] | Unknown:
         before = self._before

@@ -72,9 +72,7 @@ class TelemetryReport:
             return Unknown(f"only {len(values)} readings of the power fell into the run")
         return fmean(values)
 
-    def energy_per_inference_j(
-        self, fps: Figure, windows: Sequence[Window] | None = None
-    ) -> Figure:
+    def joules_per_sample(self, fps: Figure, windows: Sequence[Window] | None = None) -> Figure:
         """Mean power over the run / throughput: joules for each inference, idle power included.
 
         `fps` counts samples, not batches. What the power is of says `power_source`.
@@ -124,7 +122,7 @@ class TelemetryReport:
         gpu_reason = self.unread.get("gpu_own_bytes", "nothing here tells a GPU's memory")
         return {
             "mean_power_w": self.mean_power_w(windows),
-            "energy_per_inference_j": self.energy_per_inference_j(fps, windows),
+            "joules_per_sample": self.joules_per_sample(fps, windows),
             "start_temperature_c": self.start_temperature_c,
             "peak_temperature_c": self.peak_temperature_c,
             "available_drop_bytes": self.available_drop_bytes,

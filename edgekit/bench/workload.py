@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit import machine
+from edgekit.bench.device_state import lasting_state
 from edgekit.engines.base import Engine, runtime_module
 from edgekit.errors import InputError
 from edgekit.values import Feeds
@@ -61,10 +62,13 @@ def check_arms(arms: Sequence[Arm], plan: Plan) -> None:
             )  # fmt: skip
 
 
-def lasting_conditions(arm: Arm, arms: Sequence[Arm], plan: Plan) -> dict[str, str]:
+def lasting_conditions(
+    arm: Arm, arms: Sequence[Arm], plan: Plan, root: Path = Path("/")
+) -> dict[str, str]:
     """The conditions that must be the same for one measurement to stand for another.
 
-    Known without measuring: engine, runtime, machine, threads, the plan, and who else took turns.
+    Known without measuring: engine, runtime, machine, threads, the plan, and who else took turns;
+    of a Jetson its power mode and whether its clocks are pinned.
     """
     runtime = runtime_module(arm.engine.runtime)
     cpus = machine.usable_cpus()
@@ -84,6 +88,7 @@ def lasting_conditions(arm: Arm, arms: Sequence[Arm], plan: Plan) -> dict[str, s
         "cpu_flags": " ".join(sorted(machine.cpu_flags())),
         "cpus": str(len(cpus)),
     }
+    found |= lasting_state(root)
     try:
         found["governor"] = _GOVERNOR.read_text().strip()
     except OSError:

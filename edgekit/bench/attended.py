@@ -1,0 +1,50 @@
+"""A measurement together with what a watch saw beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.bench import statistics
+from edgekit.bench.conditions import Judged, check_conditions
+from edgekit.bench.telemetry_report import TelemetryReport, Window
+from edgekit.values import Figure, Measurement, Unknown
+
+if TYPE_CHECKING:
+    from edgekit.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a measurement is taken: the target whose conditions count, and the system's files."""
+
+    target: Target | None = None
+    root: Path = Path("/")
+
+
+HERE = Site()
+"""This machine, with no target's conditions."""
+
+
+def attended(
+    measured: Measurement, report: TelemetryReport, site: Site, windows: Sequence[Window]
+) -> Measurement:
+    """The measurement with the watch's figures, and the target's conditions checked.
+
+    `windows` are its arm's own turns, which its power is taken from.
+    """
+    judged = check_conditions(site.target, report) if site.target is not None else Judged()
+    broken = tuple(map(str, judged.broken))
+    fps: Figure = statistics.fps(measured).value if measured.samples else Unknown("no sample")
+    passing = {"power_source": report.power_source or "not readable"}
+    slowed = () if any(each.when == "during" for each in judged.broken) else report.doubts()
+    return replace(
+        measured,
+        figures={**measured.figures, **report.figures(fps, windows)},
+        conditions={**measured.conditions, **passing},
+        doubts=(*measured.doubts, *slowed, *map(str, judged.unread), *broken),
+        broken=broken,
+        unchecked=tuple(map(str, judged.unread)),
+    )
