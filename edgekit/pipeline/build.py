@@ -32,16 +32,18 @@ from edgekit.pipeline.result import BuildResult, OnEvent, Refusal, StepEvent, Ta
 from edgekit.pipeline.steps import Source, outputs_of_model
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe, for_target, load_recipe, resolved, with_engine
-from edgekit.targets import ResolvedTarget, resolve_target
+from edgekit.targets import ResolvedTarget, resolve_target, target_names
 
 LEAST_OPSET = 13  # the first in which a scale for each channel can be written
 SUMMARY_FILE = "summary.json"
+ALL_TARGETS = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
     """What was asked for: a recipe, targets (the recipe's own where empty) and a place.
 
+    The target ALL_TARGETS is every one that there is a profile of, and those of the recipe.
     `engine` are keys of [engine] that go before what the recipe says, for every target.
     """
 
@@ -96,6 +98,7 @@ def build(request: BuildRequest, *, on_event: OnEvent) -> BuildResult:
             summary=str(summary),
             strict=request.strict,
             refused=refused,
+            all_targets=ALL_TARGETS in request.targets,
         )
         write_json(summary, built.to_json())
     return built
@@ -241,6 +244,9 @@ def _model(workshop: Workshop, origin: Origin, recipe: Recipe) -> tuple[Model, P
 
 def _targets(request: BuildRequest, recipe: Recipe) -> list[ResolvedTarget]:
     names = request.targets or recipe.targets
+    if ALL_TARGETS in names:
+        named = [name for name in names if name != ALL_TARGETS]
+        names = (*named, *recipe.targets, *target_names(recipe.folder))
     if not names:
         raise InputError(
             "there is no target to build for", where=str(request.recipe),

@@ -100,11 +100,17 @@ class TargetResult:
     arms: tuple[Facts, ...] = ()
     blame: Mapping[str, tuple[Stage, ...]] = field(default_factory=dict)
 
+    @property
+    def made(self) -> str:
+        """What there is now: an engine, or a recipe by which the device makes its own."""
+        return "device recipe" if "device" in self.files else "engine"
+
     def to_json(self) -> dict[str, object]:
         """JSON-ready."""
         return {
             "target": self.target,
             "title": self.title,
+            "made": self.made,
             "metric": self.metric_name,
             "precision": self.precision,
             "verdict": self.verdict.value,
@@ -144,7 +150,10 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """All targets of one build, and the steps that it went through."""
+    """All targets of one build, and the steps that it went through.
+
+    `all_targets`: nobody named the targets one by one.
+    """
 
     model: str
     targets: tuple[TargetResult, ...]
@@ -154,6 +163,7 @@ class BuildResult:
     strict: bool = False
     reports: Mapping[str, object] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    all_targets: bool = False
 
     @property
     def up_to_date(self) -> bool:
@@ -164,14 +174,16 @@ class BuildResult:
     def exit_code(self) -> int:
         """The worst of the targets': 1, then 4, then a refusal's 2 or 5, then 3.
 
-        A pending one counts with `strict` only.
+        A pending one counts with `strict` only. So does a refusal where all targets were asked for
+        and some of them got what they wanted: who names a target is owed it.
         """
         codes = {
             target.verdict.exit_code
             for target in self.targets
             if self.strict or target.verdict is not Verdict.PENDING
         }
-        codes |= {refusal.error.exit_code for refusal in self.refused}
+        if self.strict or not self.all_targets or not self.targets:
+            codes |= {refusal.error.exit_code for refusal in self.refused}
         return next((code for code in (1, 4, 2, 5, 3) if code in codes), 0)
 
     def to_json(self) -> dict[str, object]:

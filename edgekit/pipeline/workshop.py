@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgekit.errors import InputError
 from edgekit.pipeline.cache import Cache, Step
 from edgekit.pipeline.result import OnEvent, StepEvent, StepRecord
 
@@ -23,6 +24,7 @@ class Workshop:
     listing: bool = False
     records: list[StepRecord] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
+    _refused: dict[str, InputError] = field(default_factory=dict)
 
     def progress_of(self, step: str, target: str = "") -> OnFraction:
         """The function by which a running step says how far it is."""
@@ -35,9 +37,14 @@ class Workshop:
         return on_fraction
 
     def do(self, step: Step, *, target: str = "", describe: Describe = lambda folder: "") -> None:
-        """Makes the step unless it is made; the same step twice in a build is one."""
+        """Makes the step unless it is made; the same step twice in a build is one.
+
+        A model that it refuses, it refuses again at once, for the next target too.
+        """
         if step.key in self._seen:
             return
+        if step.key in self._refused:
+            raise self._refused[step.key]
         self._seen.add(step.key)
         cached = self.cache.has(step)
         if self.listing:
@@ -48,8 +55,10 @@ class Workshop:
         begun = time.monotonic()
         try:
             folder = self.cache.fetch(step, on_wait=lambda: self._tell(step, target, "waiting"))
-        except BaseException:
+        except BaseException as error:
             self._seen.discard(step.key)  # another target may need it: it is not made
+            if isinstance(error, InputError):
+                self._refused[step.key] = error
             raise
         said = describe(folder)
         self._tell(step, target, "cached" if cached else "done", said)
