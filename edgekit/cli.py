@@ -145,7 +145,14 @@ def _out_of_memory(error: MemoryError) -> EdgekitError:
 @verb
 def build(
     recipe: RecipePath = Path("edgekit.toml"),
-    target: Targets = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="A target's name or file; may be given several times. all: every one there is.",
+        ),
+    ] = None,
     out: Out = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="A target that nobody has measured fails it (3).")

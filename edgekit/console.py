@@ -35,6 +35,8 @@ from edgekit.values import Check, Verdict
 _COLOURS = {"pass": "green", "fail": "red", "invalid": "red", "inconclusive": "yellow",
             "pending": "yellow"}  # fmt: skip
 
+_MOST_DRAWN = 6  # targets, each in full
+
 err = Console(stderr=True, highlight=False)
 
 
@@ -270,14 +272,22 @@ def _show_grid(lines: Iterable[tuple[str, str]]) -> None:
 
 
 def show_build(result: BuildResult) -> None:
-    """Draws all targets of a build, and where its summary lies."""
-    for target in result.targets:
+    """Draws all targets of a build, and where its summary lies.
+
+    Of very many only a line each; the rest is in their folders.
+    """
+    targets = len(result.targets) + len(result.refused)
+    if targets <= _MOST_DRAWN:
+        for target in result.targets:
+            err.print()
+            show_target(target)
+        for refusal in result.refused:
+            err.print()
+            say(f"{refusal.target}: refused")
+            show_error(refusal.error)
+    if targets > 1:
         err.print()
-        show_target(target)
-    for refusal in result.refused:
-        err.print()
-        say(f"{refusal.target}: refused")
-        show_error(refusal.error)
+        show_table(rows.SUMMARY_COLUMNS, rows.summary_rows(result), prose="because")
     done = sum(not step.cached for step in result.steps)
     err.print()
     if result.up_to_date:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgekit.pipeline.blame import Apart, Stage
-from edgekit.pipeline.result import Facts, TargetResult
+from edgekit.pipeline.result import BuildResult, Facts, TargetResult
 from edgekit.values import Check, Figure, Unknown, Verdict
 
 Row = tuple[str, str, str, str]
@@ -113,6 +113,27 @@ def arm_row(arm: Facts, name: str) -> tuple[str, ...]:
         quantity(arm.p50_ms, digits=3, unit="ms"), quantity(arm.p99_ms, digits=3, unit="ms"),
         size(arm.memory_bytes),
     )  # fmt: skip
+
+
+SUMMARY_COLUMNS = ("target", "made", "precision", "metric", "size", "FPS", "verdict", "because")
+
+
+def summary_rows(result: BuildResult) -> list[tuple[str, ...]]:
+    """One row for each target of a build: what it got, or why it got nothing."""
+    found: list[tuple[str, ...]] = [
+        (
+            target.target, target.made, target.precision,
+            metric(target.after.metric, target.metric_name), size(target.after.file_bytes),
+            _or_dash(target.after.fps, rate(target.after.fps)), target.verdict.value,
+            target.because.removeprefix(f"{target.verdict.value}: "),
+        )
+        for target in result.targets
+    ]  # fmt: skip
+    for refusal in result.refused:
+        error = refusal.error
+        why = f"{error.what} ({error.got})" if error.got else error.what
+        found.append((refusal.target, "refused", "", "", "", "", "", " ".join(why.split())))
+    return found
 
 
 BLAME_COLUMNS = (
