@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.bench import statistics
+from edgekit.bench.attended import Site
 from edgekit.bench.measurement import (
     age_s,
     load_measurements,
@@ -155,7 +156,8 @@ def _measured(
             same_conditions(m.conditions, lasting_conditions(arm, arms, plan))
             for m, arm in zip(stored, arms, strict=True)
         )
-        if same and 0 <= age <= max_age:
+        held = not any(m.broken or m.unchecked for m in stored)
+        if same and held and 0 <= age <= max_age:
             said = f"taken {age:.0f} s ago"
             workshop.on_event(StepEvent(step="bench", target=name, state="cached", said=said))
             workshop.note("bench", name, cached=True, seconds=0.0, said=said)
@@ -164,7 +166,7 @@ def _measured(
     workshop.on_event(StepEvent(step="bench", target=name, state="started"))
     measured = measure_side_by_side(
         arms, seconds=plan.seconds, rounds=plan.rounds, warmup_seconds=plan.warmup_seconds,
-        on_progress=workshop.progress_of("bench", name),
+        on_progress=workshop.progress_of("bench", name), site=Site(target=recipe.target),
     )  # fmt: skip
     save_measurements(measured, path)
     said = f"{statistics.fps(measured[-1]).value:,.0f} FPS"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from edgekit import gate, machine
 from edgekit.bench import statistics
+from edgekit.bench.attended import Site
 from edgekit.bench.measurement import (
     age_s,
     load_measurements,
@@ -40,7 +41,7 @@ from edgekit.pipeline.publish import (
 from edgekit.pipeline.result import Facts, StepEvent, TargetResult
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe
-from edgekit.targets import Precision, ResolvedTarget
+from edgekit.targets import Precision, ResolvedTarget, Target
 from edgekit.values import Figure, Measurement, Unknown, Verdict
 from edgekit.verify import VerifyReport
 
@@ -63,13 +64,13 @@ def finish_here(  # noqa: PLR0913, PLR0917
     engines = {"original": load_engine(cache.entry(baseline))}
     engines |= {c.precision: load_engine(cache.entry(c.engine)) for c in candidates}
     reports = {c.precision: report_of(cache, c.verified) for c in candidates}
-    bench = _Bench(workshop, project, chain.recipe, target.name, engines)
+    bench = _Bench(workshop, project, chain.recipe, target, engines)
     reused = bench.reuse() if not rebench else False
     if not reused:
         bench.measure()
     shares = {c.precision: int8_share_of(cache, chain, c.precision) for c in candidates}
     judged = _judge(chain.recipe, candidates, reports, shares, bench.measured)
-    while _undecided(judged.decision) and bench.runs < _MOST_RUNS:
+    while _undecided(judged) and bench.runs < _MOST_RUNS:
         bench.measure()
         judged = _judge(chain.recipe, candidates, reports, shares, bench.measured)
     by_arm = {m.arm: m for m in bench.measured}
@@ -123,12 +124,13 @@ class _Bench:
     """
 
     def __init__(
-        self, workshop: Workshop, project: Project, recipe: Recipe, target: str,
+        self, workshop: Workshop, project: Project, recipe: Recipe, target: Target,
         engines: Mapping[str, Engine],
     ) -> None:  # fmt: skip
         self.measured: tuple[Measurement, ...] = ()
         self.runs = 0
-        self._workshop, self._target, self._options = workshop, target, recipe.bench
+        self._workshop, self._target, self._options = workshop, target.name, recipe.bench
+        self._site = Site(target=target)
         inputs = samples_of(project.evaluation, _BENCH_SAMPLES)
         self._arms = [
             Arm(
@@ -143,6 +145,7 @@ class _Bench:
             engines={name: engine.sha256 for name, engine in engines.items()},
             plan=[options.seconds, options.rounds, options.warmup_seconds, options.batch],
             data=project.evaluation.digest,
+            conditions=target.conditions.model_dump(mode="json"),
         )
         self.path = project.cache.folder / "measurements" / f"{key}.json"
 
@@ -162,6 +165,8 @@ class _Bench:
         )
         if not same or not all(0 <= age <= self._options.max_age for age in ages):
             return False
+        if any(m.broken or m.unchecked for m in stored):
+            return False  # whoever has mended that wants to see it
         self.measured, self.runs = stored, _MOST_RUNS
         self._tell("cached", f"taken {_ago(ages[0])}")
         self._workshop.note(
@@ -177,7 +182,7 @@ class _Bench:
         run = measure_side_by_side(
             self._arms, seconds=options.seconds, rounds=options.rounds,
             warmup_seconds=options.warmup_seconds,
-            on_progress=self._workshop.progress_of("bench", self._target),
+            on_progress=self._workshop.progress_of("bench", self._target), site=self._site,
         )  # fmt: skip
         earlier = self.measured
         self.measured = tuple(map(pooled, earlier, run)) if earlier else run
@@ -223,18 +228,22 @@ def _judge(
         reports[chosen.precision], recipe, shares[chosen.precision]
     )  # fmt: skip
     figures = gate.measured_estimates(by_arm[chosen.precision], by_arm["original"])
+    taken = by_arm[chosen.precision]
     evidence = replace(
-        evidence, estimates={**evidence.estimates, **figures}, on_device=True, age_s=age
-    )
+        evidence, estimates={**evidence.estimates, **figures}, on_device=True, age_s=age,
+        invalid=taken.broken, unchecked=taken.unchecked,
+    )  # fmt: skip
     decision = gate.decide(evidence, limits)
     return _Judged(chosen=chosen, why=why, evidence=evidence, decision=decision, age_s=age)
 
 
-def _undecided(decision: gate.Decision) -> bool:
+def _undecided(judged: _Judged) -> bool:
     """Whether more rounds could decide: an interval straddles its limit, or was too few's."""
-    return decision.verdict is Verdict.INCONCLUSIVE and any(
+    if judged.evidence.unchecked or judged.decision.verdict is not Verdict.INCONCLUSIVE:
+        return False
+    return any(
         check.verdict is Verdict.INCONCLUSIVE and gate.RULES[check.name].measured
-        for check in decision.checks
+        for check in judged.decision.checks
     )
 
 
