@@ -327,10 +327,10 @@ def bench(
 def gate(evidence: Evidence | str | Path, limits: Mapping[str, float] | None = None) -> Decision:
     """The decision on evidence, or on the folder of a target that `edgekit build` left."""
     from edgekit.gate import decide
-    from edgekit.pipeline.alone import gate_file
+    from edgekit.pipeline.gating import gate_file
 
     if isinstance(evidence, (str, Path)):
-        return gate_file(Path(evidence))
+        return gate_file(Path(evidence)).decision
     return decide(evidence, limits or {})
 
 

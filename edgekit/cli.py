@@ -14,6 +14,7 @@ from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.pipeline.origin import Origin
+    from edgekit.pipeline.result import BuildResult
 
 app = typer.Typer(
     name="edgekit",
@@ -44,6 +45,10 @@ TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Open pickled modules: that runs code in them.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")]
+Junit = Annotated[Path | None, typer.Option("--junit", help="The verdict as JUnit XML, for a CI.")]
+Markdown = Annotated[
+    Path | None, typer.Option("--markdown", help="The verdict as Markdown, for a pull request.")
+]
 
 
 @app.callback()
@@ -186,6 +191,8 @@ def build(
     dla: Annotated[
         bool, typer.Option("--dla", help="On the first DLA core; the recipe names another.")
     ] = False,
+    junit: Junit = None,
+    markdown: Markdown = None,
     trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -206,6 +213,7 @@ def build(
         with console.build_progress() as on_event:
             result = device.build_from(wanted, on_event=on_event)
         console.print_json(result.to_json()) if as_json else console.show_build(result)
+        _write_reports(result, junit, markdown)
         return result.exit_code
     from edgekit.pipeline import build as pipeline
 
@@ -228,7 +236,15 @@ def build(
         console.print_json(result.to_json())
     else:
         console.show_build(result)
+    _write_reports(result, junit, markdown)
     return result.exit_code
+
+
+def _write_reports(result: BuildResult, junit: Path | None, markdown: Path | None) -> None:
+    from edgekit.pipeline.gating import rulings_of
+    from edgekit.report.verdicts import write_reports
+
+    write_reports(rulings_of(result), junit=junit, markdown=markdown)
 
 
 @verb
@@ -622,17 +638,23 @@ def gate(
     evidence: Annotated[
         Path, typer.Argument(help="A target's folder of a build, or its evidence.json.")
     ],
+    replay: Annotated[
+        bool, typer.Option("--replay", help="As on the day it was decided: no clock, no device.")
+    ] = False,
+    junit: Junit = None,
+    markdown: Markdown = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
     """Decide on stored evidence: 0 pass, 1 fail, 3 inconclusive or not measured, 4 invalid."""
     from edgekit import console
-    from edgekit.pipeline import alone
+    from edgekit.pipeline import gating
+    from edgekit.report.verdicts import write_reports
 
-    decided = alone.gate_file(evidence)
-    console.print_json(decided.to_json()) if as_json else console.show_decision(decided)
-    code: int = decided.verdict.exit_code
-    return code
+    ruling = gating.gate_file(evidence, replay=replay)
+    console.print_json(ruling.to_json()) if as_json else console.show_ruling(ruling)
+    write_reports([ruling], junit=junit, markdown=markdown)
+    return ruling.exit_code
 
 
 @verb

@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # a verb loads what it needs; drawing an error needs none of 
     from edgekit.compress.channels.sensitivity import Sensitivity
     from edgekit.doctor import Examination, Finding
     from edgekit.engines.fit import Fit
-    from edgekit.gate import Decision
     from edgekit.pipeline.build import BuildPlan
+    from edgekit.pipeline.gating import Ruling
     from edgekit.pipeline.linting import LintResult
     from edgekit.report.inspection import Inspection
     from edgekit.report.profiles import Listing, ProfileView
@@ -117,10 +117,13 @@ def show_blame(stages: Sequence[Stage], metric: str) -> None:
 
 def show_checks(checks: Iterable[Check]) -> None:
     """Draws a verdict's lines."""
-    lines = [rows.check_row(check) for check in checks]
+    lines = []
+    for check in checks:
+        *cells, because, source = rows.check_row(check)
+        lines.append((*cells, f"{because} ({source})" if source else because))
     if lines:
         show_table(
-            ("check", "limit", "value", "95% interval", "verdict", "because"),
+            ("check", "limit", "value", "95% interval", "margin", "verdict", "because"),
             lines,
             prose="because",
         )
@@ -132,10 +135,12 @@ def show_verdict(verdict: Verdict, because: str) -> None:
     err.print(Text.assemble("  verdict: ", (sentence, f"bold {_COLOURS[verdict.value]}")))
 
 
-def show_decision(decision: Decision) -> None:
-    """Draws a gate's lines and its verdict."""
-    show_checks(decision.checks)
-    show_verdict(decision.verdict, decision.because)
+def show_ruling(ruling: Ruling) -> None:
+    """Draws a gate's lines, how old the measurement is, and the verdict."""
+    show_checks(ruling.checks)
+    for note in (f"measured: {rows.age(ruling.age_s)}", *ruling.notes):
+        say(f"  {note}")
+    show_verdict(ruling.verdict, ruling.because)
 
 
 def show_document(content: Mapping[str, object]) -> None:

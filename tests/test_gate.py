@@ -7,12 +7,16 @@ import math
 from collections.abc import Mapping
 
 import pytest
+from measurements import made
 
+from edgekit.bench.comparison import Ratio
 from edgekit.errors import InputError
+from edgekit.evidence import paired_regression, regression_estimate, stored_regression
 from edgekit.gate import (
     RULES,
     Estimate,
     Evidence,
+    check_limits,
     decide,
     evidence_from_json,
     evidence_to_json,
@@ -224,3 +228,102 @@ def test_a_decision_is_ready_for_json() -> None:
     assert stored["verdict"] == "inconclusive"
     assert stored["gated"] == 1
     assert stored["checks"][0]["value"] == {"unknown": "it is nan, which is no number"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "known", "margin"),
+    [
+        ({"min_fps": 100}, one("fps", 110, (101, 119)), 1),
+        ({"min_fps": 100}, one("fps", 110, (99, 121)), -1),
+        ({"max_p99_ms": 5}, one("p99_ms", 4, (3.5, 4.9)), 0.1),
+        ({"max_p99_ms": 5}, one("p99_ms", 6, (5.1, 7)), -2),
+        ({"min_top1": 0.9}, one("top1", 0.93), 0.03),
+    ],
+)
+def test_the_margin_is_of_the_doubtful_end(
+    limits: dict[str, float], known: Evidence, margin: float
+) -> None:
+    (check,) = decide(known, limits).checks
+    assert check.margin == pytest.approx(margin)
+    # It is at least zero exactly where the check passes.
+    assert (check.margin >= 0) == (check.verdict is PASS)  # type: ignore[operator]
+
+
+def test_without_a_value_there_is_no_margin() -> None:
+    (check,) = decide(one("fps", NOBODY), {"min_fps": 100}).checks
+    assert check.margin == NOBODY
+
+
+def test_a_relative_limit_under_the_noise_floor_is_an_error_of_the_configuration() -> None:
+    known = evidence({"regression": Estimate(value=0.0, interval=(0, 0))}, noise_floor=0.0312)
+    with pytest.raises(InputError) as refusal:
+        decide(known, {"max_regression": 0.03})
+    assert refusal.value.where == "gate.max_regression"
+    assert refusal.value.wanted.startswith("at least 0.0312,")
+    assert "--aa" in refusal.value.hint
+    # The limit that the error names is one that the machine can hold.
+    assert decide(known, {"max_regression": 0.0312}).verdict is PASS
+    # An absolute limit, and a machine without a stored floor, are not held to it.
+    assert decide(known, {"min_fps": 0.001}).verdict is INCONCLUSIVE
+    assert decide(evidence(known.estimates), {"max_regression": 0.03}).verdict is PASS
+
+
+def test_the_smallest_limit_named_holds_for_any_floor() -> None:
+    for floor in (0.00001, 0.0123456, 0.05, 0.1, 1 / 3):
+        with pytest.raises(InputError) as refusal:
+            check_limits({"max_regression": floor * 0.9}, floor)
+        check_limits({"max_regression": float(refusal.value.wanted.split()[2].strip(","))}, floor)
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "verdict"), [(1.0, PASS), (0.9, PASS), (1.05, INCONCLUSIVE), (1.1, FAIL)]
+)
+def test_a_regression_of_rounds_taken_in_turn(slowdown: float, verdict: Verdict) -> None:
+    before, now = made(0.002, seed=1), made(0.002 * slowdown, seed=2)
+    found = paired_regression(now, before)
+    assert found.value == pytest.approx(slowdown - 1, abs=0.01)
+    assert decide(evidence({"regression": found}), {"max_regression": 0.05}).verdict is verdict
+
+
+def test_a_regression_is_of_the_time_not_of_the_rate() -> None:
+    found = regression_estimate(Ratio(value=1 / 1.1, interval=(1 / 1.2, 1 / 1.05)))
+    assert found.value == pytest.approx(0.1)
+    assert found.interval == pytest.approx((0.05, 0.2))
+
+
+def test_a_stored_baseline_is_held_by_the_original_that_both_ran_beside() -> None:
+    """The machine is 1.5 times slower at the second time; the candidate is as it was."""
+    then = made(0.002, seed=1), made(0.004, arm="original", engine="b" * 64, seed=2)
+    now = made(0.003, seed=3), made(0.006, arm="original", engine="b" * 64, seed=4)
+    found = stored_regression(now[0], then[0], original=now[1], baseline_original=then[1])
+    assert found.value == pytest.approx(0, abs=0.01)
+    assert decide(evidence({"regression": found}), {"max_regression": 0.05}).verdict is PASS
+    assert "each beside the original" in found.source
+    # Beside another original nothing cancels.
+    other = made(0.006, arm="original", engine="c" * 64, seed=4)
+    plain = stored_regression(
+        now[0], then[0], original=other, baseline_original=then[1], noise_floor=0.02
+    )
+    assert plain.value == pytest.approx(0.5, abs=0.02)
+    assert decide(evidence({"regression": plain}), {"max_regression": 0.05}).verdict is FAIL
+
+
+def test_two_times_without_a_noise_floor_decide_nothing() -> None:
+    now, then = made(seed=1), made(seed=2)
+    doubtful = stored_regression(now, then)
+    assert "edgekit bench --aa" in doubtful.doubt
+    assert decide(evidence({"regression": doubtful}), {"max_regression": 9}).verdict is INCONCLUSIVE
+    narrow = stored_regression(now, then, noise_floor=0.0)
+    wide = stored_regression(now, then, noise_floor=0.03)
+    assert narrow.interval is not None
+    assert wide.interval is not None
+    for index, factor in ((0, 1 / 1.03), (1, 1.03)):
+        assert 1 + wide.interval[index] == pytest.approx((1 + narrow.interval[index]) * factor)
+
+
+def test_energy_that_was_measured_has_a_limit_and_unmeasured_energy_does_not_pass() -> None:
+    known = measured_estimates(made(figures={"joules_per_sample": 0.02}))
+    assert decide(evidence(known), {"max_joules": 0.03}).verdict is PASS
+    assert decide(evidence(known), {"max_joules": 0.01}).verdict is FAIL
+    unknown = measured_estimates(made())
+    assert decide(evidence(unknown), {"max_joules": 0.03}).verdict is INCONCLUSIVE

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit import files, gate
+from edgekit import files
 from edgekit.bench import statistics
 from edgekit.bench.measurement import save_measurements
 from edgekit.bench.runner import measure_side_by_side
@@ -26,10 +24,8 @@ from edgekit.models.simplify import clean
 from edgekit.models.source import load
 from edgekit.pipeline.draft import Wishes, draft_recipe
 from edgekit.pipeline.origin import Origin, open_origin
-from edgekit.pipeline.publish import EVIDENCE_FILE, EVIDENCE_FORMAT
 from edgekit.recipe import load_recipe
 from edgekit.values import (
-    Figure,
     Preprocessing,
     Session,
     TensorSpec,
@@ -175,32 +171,3 @@ def _preprocessing(folder: Path) -> Any:
     """What the model beside an engine says of its pixels; None where there is no such model."""
     place = (folder if folder.is_dir() else folder.parent).parent / "model.onnx"
     return load(place).preprocessing if place.is_file() else None
-
-
-def gate_file(path: Path) -> gate.Decision:
-    """Decides on the evidence that a build left, as old as it is now.
-
-    Raises InputError where there is none, or where it is of another version.
-    """
-    place = path / EVIDENCE_FILE if path.is_dir() else path
-    try:
-        stored: Mapping[str, Any] = json.loads(place.read_text())
-        if stored["format"] != EVIDENCE_FORMAT:
-            raise InputError(
-                "this evidence is of another version", where=str(place),
-                got=str(stored["format"]), wanted=str(EVIDENCE_FORMAT),
-            )  # fmt: skip
-        evidence = gate.evidence_from_json(stored["evidence"])
-        limits = {str(name): float(limit) for name, limit in stored["limits"].items()}
-        taken_at = float(stored["taken_at"])
-    except FileNotFoundError as error:
-        raise InputError(
-            "there is no evidence here", where=str(place),
-            hint="Name a target's folder of a build: build/MODEL/TARGET.",
-        ) from error  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            "this evidence cannot be read", where=str(place), got=f"{type(error).__name__}: {error}"
-        ) from error
-    age: Figure = time.time() - taken_at if evidence.on_device else evidence.age_s
-    return gate.decide(replace(evidence, age_s=age), limits)

@@ -17,11 +17,12 @@ from edgekit.engines.trtexec.flags import version_of
 from edgekit.engines.trtexec.running import trtexec_here
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.pipeline.cache import Cache, write_json
+from edgekit.pipeline.gating import EVIDENCE_FILE, evidence_document
 from edgekit.pipeline.golden import golden_estimates, golden_limits
 from edgekit.pipeline.made import Made, RunOptions
 from edgekit.pipeline.made_by_runtime import made_by_runtime
 from edgekit.pipeline.made_by_trtexec import made_by_trtexec, made_of_results
-from edgekit.pipeline.publish import EVIDENCE_FILE, EVIDENCE_FORMAT, NOT_HERE, REPORT_FILE
+from edgekit.pipeline.publish import NOT_HERE, REPORT_FILE, engine_estimates
 from edgekit.pipeline.recognised import recognise_device
 from edgekit.pipeline.result import (
     BuildResult,
@@ -152,11 +153,11 @@ def _nothing_builds(recipe: DeviceRecipe) -> MissingPackageError:
 def _publish(recipe: DeviceRecipe, made: Made, out: Path) -> TargetResult:
     """Puts engine, measurement, evidence and report into the folder, all at once."""
     limits = {**golden_limits_of(recipe, made), **recipe.judging["limits"]}
-    evidence = _evidence(recipe, made)
-    decision = gate.decide(evidence, limits)
     files.remove_partials(out)
     with files.replacing_folder(out) as folder:
         engine = made.write(folder / ENGINE_FOLDER)
+        evidence = _evidence(recipe, made, engine)
+        decision = gate.decide(evidence, limits)
         contents = [ENGINE_FOLDER, EVIDENCE_FILE, REPORT_FILE]
         if made.golden is not None:
             write_json(folder / GOLDEN_FILE, made.golden.to_json())
@@ -184,10 +185,8 @@ def _publish(recipe: DeviceRecipe, made: Made, out: Path) -> TargetResult:
             measured_age_s=evidence.age_s,
         )
         taken_at = made.measurement.taken_at if made.measurement is not None else 0.0
-        write_json(folder / EVIDENCE_FILE, {
-            "format": EVIDENCE_FORMAT, "target": recipe.target.name, "limits": limits,
-            "taken_at": taken_at, "evidence": gate.evidence_to_json(evidence),
-        })  # fmt: skip
+        document = evidence_document(result, evidence, limits, model=recipe.name, taken_at=taken_at)
+        write_json(folder / EVIDENCE_FILE, document)
         write_json(folder / REPORT_FILE, result.to_json())
     return result
 
@@ -197,10 +196,10 @@ def golden_limits_of(recipe: DeviceRecipe, made: Made) -> dict[str, float]:
     return {} if made.golden is None else golden_limits(made.golden, recipe.tolerance)
 
 
-def _evidence(recipe: DeviceRecipe, made: Made) -> gate.Evidence:
+def _evidence(recipe: DeviceRecipe, made: Made, engine: Engine) -> gate.Evidence:
     """What the host knows of accuracy, and what was measured there."""
     known = gate.evidence_from_json(recipe.judging["evidence"])
-    estimates = dict(known.estimates)
+    estimates = {**known.estimates, **engine_estimates(engine)}
     if made.golden is not None:
         estimates |= golden_estimates(made.golden)
     age: Figure = NOT_HERE
@@ -213,8 +212,11 @@ def _evidence(recipe: DeviceRecipe, made: Made) -> gate.Evidence:
         estimates |= gate.measured_estimates(made.measurement, made.baseline)
         estimates |= made.estimates
         age = age_s(made.measurement, time.time())
+    runs = [m for m in (made.baseline, made.measurement) if m is not None]
     return replace(
-        known, estimates=estimates, on_device=made.golden is not None, age_s=age
+        known, estimates=estimates, on_device=made.golden is not None, age_s=age,
+        invalid=tuple(dict.fromkeys(said for run in runs for said in run.broken)),
+        unchecked=tuple(dict.fromkeys(said for run in runs for said in run.unchecked)),
     )  # fmt: skip
 
 

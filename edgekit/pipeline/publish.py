@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekit import files, gate
+from edgekit.engines.base import Engine
 from edgekit.models.cost import Cost
 from edgekit.pipeline import steps
 from edgekit.pipeline.cache import write_json
 from edgekit.pipeline.candidates import Chain, Project
+from edgekit.pipeline.gating import EVIDENCE_FILE, evidence_document
 from edgekit.pipeline.result import Facts, TargetResult
 from edgekit.recipe import Recipe
 from edgekit.targets import Precision
@@ -19,9 +21,7 @@ from edgekit.values import Figure, Unknown
 from edgekit.verify import VerifyReport
 
 NOT_HERE = Unknown("not measured here")
-EVIDENCE_FILE, REPORT_FILE = "evidence.json", "report.json"
-EVIDENCE_FORMAT = 1
-
+REPORT_FILE = "report.json"
 
 MIN_INT8_SHARE = 0.95
 """Of the MACs of weighted layers: an INT8 engine with less in INT8 is not what was asked for."""
@@ -50,7 +50,7 @@ def accuracy_evidence(report: VerifyReport, recipe: Recipe, int8_share: Figure) 
         estimates={
             **unmeasured,
             **accuracy_estimates(report),
-            "int8_share": gate.Estimate(value=int8_share),
+            "int8_share": gate.Estimate(value=int8_share, source="the graph's weighted MACs"),
         },
         on_device=False,
         age_s=NOT_HERE,
@@ -60,15 +60,32 @@ def accuracy_evidence(report: VerifyReport, recipe: Recipe, int8_share: Figure) 
 
 def accuracy_estimates(report: VerifyReport) -> dict[str, gate.Estimate]:
     """The figures that a gate may ask of accuracy."""
+    other = Unknown(f'the metric is "{report.metric}": min_metric is its limit')
+    # A metric of the user's own is a mean average precision if its function says so.
+    is_map = "map" in report.metric.rpartition(":")[2].lower()
     found: dict[str, Figure] = {
         "metric": report.after,
         "drop": report.drop,
         "agreement": report.agreement,
         "sqnr_db": report.sqnr_db,
+        "top1": report.after if report.metric == "top1" else other,
+        "map": report.after if is_map else other,
     }
-    if report.metric == "top1":
-        found["top1"] = report.after
-    return {name: gate.Estimate(value=value) for name, value in found.items()}
+    source = f"{report.samples:,} evaluation samples"
+    return {name: gate.Estimate(value=value, source=source) for name, value in found.items()}
+
+
+def engine_estimates(engine: Engine) -> dict[str, gate.Estimate]:
+    """What an engine's manifest says: its size, and how many layers fell back from its DLA."""
+    fallen = engine.settings.get("dla_fallbacks")
+    fallbacks: Figure = Unknown("no DLA was asked for")
+    if isinstance(fallen, (int, float)):
+        fallbacks = float(fallen)
+    source = "the engine's manifest"
+    return {
+        "size_mb": gate.Estimate(value=engine.file_bytes / 1e6, source=source),
+        "dla_fallbacks": gate.Estimate(value=fallbacks, source=source),
+    }
 
 
 def graph_facts(what: str, file_bytes: int, metric: float, costs: Cost) -> Facts:
@@ -107,15 +124,9 @@ def publish(  # noqa: PLR0913, PLR0917
                 shutil.copytree(source, folder / name)
             else:
                 shutil.copyfile(source, folder / name)
-        write_json(
-            folder / EVIDENCE_FILE,
-            {
-                "format": EVIDENCE_FORMAT,
-                "target": result.target,
-                "limits": dict(limits),
-                "taken_at": taken_at,
-                "evidence": gate.evidence_to_json(evidence),
-            },
+        document = evidence_document(
+            result, evidence, limits, model=chain.recipe.name, taken_at=taken_at
         )
+        write_json(folder / EVIDENCE_FILE, document)
         write_json(folder / REPORT_FILE, result.to_json())
     return result

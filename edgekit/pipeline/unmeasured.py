@@ -21,6 +21,7 @@ from edgekit.pipeline.candidates import (
 from edgekit.pipeline.publish import (
     NOT_HERE,
     accuracy_evidence,
+    engine_estimates,
     limits_of,
     publish,
 )
@@ -43,7 +44,7 @@ def finish_elsewhere(
     share = int8_share_of(cache, chain, candidate.precision)
     evidence = accuracy_evidence(report, chain.recipe, share)
     estimates = dict(evidence.estimates)
-    estimates["size_mb"] = gate.Estimate(value=engine.file_bytes / 1e6)
+    estimates |= engine_estimates(engine)
     evidence = replace(evidence, estimates=estimates)
     decision = gate.decide(evidence, limits)
     memory = engine.figures

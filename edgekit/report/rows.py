@@ -13,7 +13,7 @@ Row = tuple[str, str, str, str]
 _PERCENT_METRICS = frozenset({"top1"})
 _LIMIT_UNITS = {
     "min_fps": "FPS", "max_p99_ms": "ms", "max_memory_mb": "MB", "max_size_mb": "MB",
-    "min_speedup": "times", "min_sqnr_db": "dB",
+    "min_speedup": "times", "min_sqnr_db": "dB", "max_joules": "J",
 }  # fmt: skip
 
 
@@ -176,12 +176,15 @@ def _or_dash(value: Figure, said: str) -> str:
 
 
 def check_row(check: Check) -> tuple[str, ...]:
-    """One line of a verdict: name, limit, value, interval, verdict, because."""
+    """One line of a verdict: name, limit, value, interval, margin, verdict, because, source."""
     unit = _LIMIT_UNITS.get(check.name, "")
     interval = "" if check.interval is None else "{:,.4g} to {:,.4g}".format(*check.interval)
     value = check.value.reason if isinstance(check.value, Unknown) else f"{check.value:,.4g}"
     limit = f"{check.limit:g} {unit}".rstrip()
-    return check.name, limit, value, interval, check.verdict.value, check.because
+    margin = "" if isinstance(check.margin, Unknown) else f"{check.margin:+,.3g}"
+    return (
+        check.name, limit, value, interval, margin, check.verdict.value, check.because, check.source
+    )  # fmt: skip
 
 
 def age(seconds: Figure) -> str:
