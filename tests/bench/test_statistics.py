@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.bench import statistics
 from edgekit.bench.statistics import (
     enough_samples,
     fps,
@@ -69,18 +68,19 @@ def test_the_samples_that_mlperf_wants() -> None:
 
 def test_ranks_of_a_medians_interval_are_those_of_the_sign_test() -> None:
     # n = 10: the textbook's 97.9% interval for the median is the 2nd to the 9th value.
-    found = percentile_estimate(list(range(1, 11)), 50)
+    found = percentile_estimate([5, 9, 2, 7, 1, 10, 4, 6, 8, 3], 50)
     assert found.interval == (2.0, 9.0)
     assert found.value == 5
 
 
 def test_the_top_percentile_of_few_samples_has_no_interval() -> None:
     # 0.99^367 = 0.02500..: even the largest of 366 is not above the p99 often enough.
-    assert isinstance(percentile_estimate(list(range(366)), 99).interval, Unknown)
-    assert not isinstance(percentile_estimate(list(range(368)), 99).interval, Unknown)
+    mixed = np.random.default_rng(1).permutation(3680)
+    assert isinstance(percentile_estimate(mixed[:366], 99).interval, Unknown)
+    assert not isinstance(percentile_estimate(mixed, 99).interval, Unknown)
 
 
-@pytest.mark.parametrize(("percent", "n"), [(50, 40), (90, 200), (99, 800)])
+@pytest.mark.parametrize(("percent", "n"), [(50, 40), (90, 200), (99, 1200)])
 def test_a_percentiles_interval_holds_the_true_one_in_95_of_100_runs(percent: int, n: int) -> None:
     rng = np.random.default_rng(11)
     true = -math.log(1 - percent / 100)  # of the exponential distribution
@@ -115,19 +115,6 @@ def test_the_interval_of_fps_holds_the_true_rate_in_95_of_100_runs() -> None:
         assert not isinstance(interval, Unknown)
         held += interval[0] <= 100 <= interval[1]
     assert 930 <= held <= 970
-
-
-def test_students_table_is_students_distribution() -> None:
-    for degrees, t in enumerate(statistics._STUDENT_T, 1):
-        # By Simpson's rule over the density from 0 to t: half of 0.95.
-        x = np.linspace(0, t, 20001)
-        density = (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
-        density *= math.gamma((degrees + 1) / 2) / (
-            math.sqrt(degrees * math.pi) * math.gamma(degrees / 2)
-        )
-        weights = np.ones_like(x)
-        weights[1:-1:2], weights[2:-1:2] = 4, 2
-        assert float((weights * density).sum() * (x[1] / 3)) == pytest.approx(0.475, abs=5e-6)
 
 
 def test_a_drift_that_slows_both_arms_cancels_in_the_ratio() -> None:

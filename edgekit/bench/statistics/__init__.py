@@ -1,0 +1,34 @@
+"""Percentiles, rates and ratios of raw samples, each with its interval, and reasons to doubt them.
+
+Functions on arrays and on Measurements, without I/O.
+"""
+
+from edgekit.bench.statistics.autocorrelation import effective_samples, long_run_variance
+from edgekit.bench.statistics.intervals import CONFIDENCE, Estimated
+from edgekit.bench.statistics.percentiles import (
+    early_stopping,
+    enough_samples,
+    percentile,
+    percentile_estimate,
+)
+from edgekit.bench.statistics.rates import (
+    fps,
+    process_samples,
+    round_samples,
+    round_spread,
+    throughput,
+)
+from edgekit.bench.statistics.ratios import (
+    look_confidence,
+    noise_floor,
+    ratio_of_processes,
+    speedup,
+)
+from edgekit.bench.statistics.stationary import Ends, burst_and_sustained, steady_from
+
+__all__ = [
+    "CONFIDENCE", "Ends", "Estimated", "burst_and_sustained", "early_stopping",
+    "effective_samples", "enough_samples", "fps", "long_run_variance", "look_confidence",
+    "noise_floor", "percentile", "percentile_estimate", "process_samples", "ratio_of_processes",
+    "round_samples", "round_spread", "speedup", "steady_from", "throughput",
+]  # fmt: skip
