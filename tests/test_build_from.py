@@ -121,6 +121,16 @@ def test_a_recipe_that_a_build_wrote_goes_all_the_way(residual_path: Path) -> No
     assert [m.arm for m in load_measurements(device / "built" / "measurement.json")] == [
         "original", "int8",
     ]  # fmt: skip
+    # What each step lost on the host, and then what this engine answered.
+    stages = target.blame["int8"]
+    assert stages[:-1] == pending.blame["int8"]
+    assert [stage.step for stage in stages] == [
+        "original", "simplify", "quantize", "engine on the device",
+    ]  # fmt: skip
+    golden = json.loads((device / "built" / "golden.json").read_text())
+    assert stages[-1].last is not None
+    assert stages[-1].last.relative_error == golden["relative_error"]
+    assert (stages[-1].samples, stages[-1].first) == (8, None)
 
 
 def test_a_second_time_nothing_is_made_again(device: Path) -> None:
@@ -279,6 +289,14 @@ def test_wrong_answers_of_a_device_fail(someone: Path, trtexec: Path) -> None:
     (target,) = result.targets
     assert target.verdict is Verdict.FAIL
     assert target.after.fps == Unknown("the engine does not answer as the model does")
+    # This recipe has no history of its own: only the engine stands beside its graph.
+    (stage,) = target.blame[target.precision]
+    assert stage.last is not None
+    assert stage.last.worst is not None
+    golden = json.loads((Path(target.folder) / "golden.json").read_text())
+    (told,) = golden["sqnr_db"].values()
+    assert stage.last.worst.sqnr_db == told
+    assert told < 40
 
 
 def run_by_hand(folder: Path) -> Path:

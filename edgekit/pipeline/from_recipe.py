@@ -18,7 +18,7 @@ from edgekit.engines.trtexec.running import trtexec_here
 from edgekit.errors import InputError, MissingPackageError
 from edgekit.pipeline.cache import Cache, write_json
 from edgekit.pipeline.gating import EVIDENCE_FILE, evidence_document
-from edgekit.pipeline.golden import golden_estimates, golden_limits
+from edgekit.pipeline.golden import golden_estimates, golden_limits, stages_with
 from edgekit.pipeline.made import Made, RunOptions
 from edgekit.pipeline.made_by_runtime import made_by_runtime
 from edgekit.pipeline.made_by_trtexec import made_by_trtexec, made_of_results
@@ -183,6 +183,7 @@ def _publish(recipe: DeviceRecipe, made: Made, out: Path) -> TargetResult:
             folder=str(out),
             files=tuple(sorted(contents)),
             measured_age_s=evidence.age_s,
+            blame={recipe.precision: stages_with(recipe.judging.get("blame"), made.golden)},
         )
         taken_at = made.measurement.taken_at if made.measurement is not None else 0.0
         document = evidence_document(result, evidence, limits, model=recipe.name, taken_at=taken_at)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from edgekit.engines import onnxruntime
 from edgekit.engines.device_recipe.document import GoldenBatch, Tolerance
 from edgekit.errors import InputError
 from edgekit.models.model import Model
+from edgekit.pipeline.blame import GOLDEN, Apart, PartApart, Stage, stages_from_json
 from edgekit.values import (
     Array,
     Figure,
@@ -31,6 +34,7 @@ class GoldenReport:
 
     `relative_error` is max|a - b| / max|b|, `cosine` that of all answers as one vector, `top1` the
     share of samples with the same largest class, unknown where no output is (samples, classes).
+    `sqnr_db` has 10 log10(sum b^2 / sum (a - b)^2) of each output.
     """
 
     relative_error: float
@@ -38,6 +42,7 @@ class GoldenReport:
     top1: Figure
     samples: int
     farthest: str
+    sqnr_db: Mapping[str, Figure]
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready."""
@@ -45,6 +50,7 @@ class GoldenReport:
             "relative_error": self.relative_error, "cosine": self.cosine,
             "top1": figure_to_json(self.top1), "samples": self.samples,
             "farthest": self.farthest,
+            "sqnr_db": {name: figure_to_json(value) for name, value in self.sqnr_db.items()},
         }  # fmt: skip
 
 
@@ -78,6 +84,7 @@ def compare(
     """
     worst, cosine, farthest = -1.0, 1.0, ""
     shares: list[float] = []
+    noise: dict[str, Figure] = {}
     for name in golden[0].outputs:
         expected = [one.outputs[name].astype(np.float64) for one in golden]
         found = [_answer(name, one, answer) for one, answer in zip(golden, answers, strict=True)]
@@ -87,6 +94,7 @@ def compare(
         if error > worst:
             worst, farthest = error, name
         cosine = min(cosine, _cosine(a, b))
+        noise[name] = _decibels(a, b)
         if expected[0].ndim == 2 and expected[0].shape[1] > 1:
             same = [
                 x.argmax(1) == y.argmax(1) for x, y in zip(found, expected, strict=True)
@@ -98,6 +106,7 @@ def compare(
         top1=min(shares) if shares else Unknown("no output is (samples, classes)"),
         samples=samples,
         farthest=farthest,
+        sqnr_db=noise,
     )
 
 
@@ -124,6 +133,39 @@ def _cosine(a: Array, b: Array) -> float:
     if lengths == 0:
         return 1.0 if np.array_equal(a, b) else 0.0
     return float(np.dot(a, b)) / lengths
+
+
+def _decibels(a: Array, b: Array) -> Figure:
+    lost, signal = float(np.square(a - b).sum()), float(np.square(b).sum())
+    if not lost:
+        return Unknown("identical")
+    return 10 * math.log10(signal / lost) if signal else Unknown("zeros on every sample")
+
+
+def stages_with(stored: Mapping[str, Any] | None, report: GoldenReport | None) -> tuple[Stage, ...]:
+    """What each step lost on the host, and then what the engine did on the device.
+
+    `stored` is what the host wrote (`stages_to_json`), `report` None where nobody ran the engine.
+    The engine is beside the graph that it was built from; the metric is not known there.
+    """
+    stages = () if stored is None else stages_from_json(stored)
+    if report is None:
+        return stages
+    apart = Apart(
+        agreement=report.top1,
+        relative_error=report.relative_error,
+        parts=tuple(
+            PartApart(output=name, part=name, sqnr_db=value)
+            for name, value in report.sqnr_db.items()
+        ),
+    )
+    return (
+        *stages,
+        Stage(
+            step=GOLDEN, through="golden answers", samples=report.samples,
+            metric=Unknown("golden inputs only"), last=apart, first=None,
+        ),
+    )  # fmt: skip
 
 
 def golden_limits(report: GoldenReport, tolerance: Tolerance) -> dict[str, float]:
