@@ -14,6 +14,10 @@ from edgekit.values import Figure, Measurement, Unknown, figure_from_json, figur
 _DAY_S = 86400.0
 NOT_MEASURED = Unknown("no device has measured it")
 NO_NOISE_FLOOR = Unknown("no A/A run of this machine is stored")
+_MEMORY = {
+    "peak_memory_bytes": "the process's peak", "gpu_memory_bytes": "the process on the GPU",
+    "nvmap_bytes": "the process's buffers in nvmap",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,27 +62,30 @@ def finite(value: Figure) -> Figure:
 
 
 def measured_estimates(
-    candidate: Measurement, baseline: Measurement | None = None
-) -> dict[str, Estimate]:
-    """What a run says: fps, p99_ms, memory_mb (the process's peak), size_mb and joules.
+    candidate: Measurement, baseline: Measurement | None = None,
+    confidence: float = statistics.CONFIDENCE,
+) -> dict[str, Estimate]:  # fmt: skip
+    """What a run says: fps, p99_ms, memory_mb, size_mb and joules.
 
     With a baseline that took turns with it, its speedup too. A percentile from too few calls, and
-    a rate from one round, carry a doubt.
+    a rate from one round, carry a doubt. `confidence` is of each interval: more than 95% for a gate
+    that is asked several times.
     """
-    p99 = statistics.percentile_estimate(candidate.samples, 99)
+    p99 = statistics.percentile_estimate(candidate.samples, 99, confidence)
     count, enough = len(candidate.samples), statistics.enough_samples(99)
     few = f"p99 rests on {count} calls, {enough} are needed" if count < enough else ""
     taken = f"{count:,} calls in {len(candidate.rounds)} rounds"
     found = {
         "fps": _from_statistics(statistics.fps(candidate), source=taken),
         "p99_ms": _from_statistics(p99, scale=1e3, doubt=few, source=taken),
-        "memory_mb": _megabytes(candidate, "peak_memory_bytes", "the process's peak"),
-        "size_mb": _megabytes(candidate, "file_bytes", "the engine's file"),
+        "memory_mb": _memory(candidate),
+        "size_mb": _figure(candidate, "file_bytes", "the engine's file", 1e-6),
         "joules": _figure(candidate, "joules_per_sample", "power over the run, by rate"),
     }
     if baseline is not None:
         found["speedup"] = _from_statistics(
-            statistics.speedup(candidate, baseline), source=f"in turn with {baseline.arm}"
+            statistics.speedup(candidate, baseline, confidence),
+            source=f"in turn with {baseline.arm}",
         )
     return found
 
@@ -97,29 +104,31 @@ def regression_estimate(ratio: Ratio) -> Estimate:
     return Estimate(value=value, interval=interval, source=ratio.source)
 
 
-def paired_regression(candidate: Measurement, baseline: Measurement) -> Estimate:
+def paired_regression(
+    candidate: Measurement, baseline: Measurement, confidence: float = statistics.CONFIDENCE
+) -> Estimate:
     """The regression against a baseline that took turns with the candidate in the same rounds."""
-    found = statistics.speedup(candidate, baseline)
+    found = statistics.speedup(candidate, baseline, confidence)
     source = f"in turn with {baseline.arm}"
     return regression_estimate(Ratio(value=found.value, interval=found.interval, source=source))
 
 
 def stored_regression(
     candidate: Measurement, baseline: Measurement, *,
-    original: Measurement | None = None, baseline_original: Measurement | None = None,
+    originals: tuple[Measurement, Measurement] | None = None,
     noise_floor: Figure = NO_NOISE_FLOOR, source: str = "",
+    confidence: float = statistics.CONFIDENCE,
 ) -> Estimate:  # fmt: skip
     """The regression against a measurement of another time.
 
-    Where both took turns with one and the same original engine, its rate stands between them and
-    what changed of the machine cancels. Else the two rates are compared as they are, and the
+    Where both took turns with one and the same original engine (`originals`: now, then), its rate
+    stands between them and what changed of the machine cancels. Else the two rates are compared as they are, and the
     interval is widened by the machine's noise floor; without a floor the figure carries a doubt,
     for then nobody knows how much two times differ.
     """
-    if original is not None and baseline_original is not None and _one_engine(
-        original, baseline_original
-    ):  # fmt: skip
-        ratio = comparison.ratio_by_original(candidate, original, baseline, baseline_original)
+    if originals is not None and _one_engine(*originals):
+        now, then = originals
+        ratio = comparison.ratio_by_original(candidate, now, baseline, then, confidence)
     else:
         ratio = comparison.ratio_of_rates(candidate, baseline, noise_floor)
     found = regression_estimate(ratio)
@@ -148,8 +157,30 @@ def _figure(measurement: Measurement, name: str, source: str, scale: float = 1.0
     return Estimate(value=value, source=source)
 
 
-def _megabytes(measurement: Measurement, name: str, source: str) -> Estimate:
-    return _figure(measurement, name, source, 1e-6)
+def _memory(measurement: Measurement) -> Estimate:
+    """The largest of the process's peak and of what it has on the GPU, in MB.
+
+    Where the two lie in one pool they may overlap, so they are not added up. A GPU's runtime whose
+    memory there nobody could read carries a doubt: the process's peak says little of it.
+    """
+    found = {
+        name: measurement.figures[name]
+        for name in ("peak_memory_bytes", "gpu_memory_bytes", "nvmap_bytes")
+        if name in measurement.figures
+    }
+    known = {name: value for name, value in found.items() if not isinstance(value, Unknown)}
+    if not known:
+        return _figure(measurement, "peak_memory_bytes", "")
+    largest = max(known, key=lambda name: known[name])
+    doubt = ""
+    on_gpu = found.get("gpu_memory_bytes")
+    if (
+        measurement.conditions.get("runtime", "").startswith("tensorrt")
+        and isinstance(on_gpu, Unknown)
+        and "nvmap_bytes" not in known
+    ):
+        doubt = f"the GPU's share is not known: {on_gpu.reason}"
+    return Estimate(value=known[largest] / 1e6, source=_MEMORY[largest], doubt=doubt)
 
 
 def evidence_to_json(evidence: Evidence) -> dict[str, object]:

@@ -421,33 +421,56 @@ class EngineSection(Section):
 
 
 class GateSection(Section):
-    """Limits of a release; one that is absent is not checked. Shares are between 0 and 1."""
+    """Limits of a release; one that is absent is not checked. Shares are between 0 and 1.
+
+    `max_regression` is the share by which a sample may take longer than in the `baseline`, a
+    measurement of the history: "last-passed", a tag, or a commit's hash. "last-passed" moves along
+    with every release, so that many small regressions add up; a tag does not. `max_joules` is for
+    one sample. `min_map` is for a metric of the user's own whose function says map in its name.
+    """
 
     min_fps: Positive | None = None
     min_speedup: Positive | None = None
+    max_regression: Annotated[Number, Field(ge=0)] | None = None
+    baseline: Annotated[str, AfterValidator(_text)] | None = None
     max_p99_ms: Positive | None = None
     max_memory_mb: Positive | None = None
+    max_joules: Positive | None = None
     max_size_mb: Positive | None = None
     min_top1: Share | None = None
+    min_map: Share | None = None
     min_metric: Number | None = None
     max_drop: Annotated[Number, Field(ge=0)] | None = None
     min_agreement: Share | None = None
     min_sqnr_db: Number | None = None
     min_int8_share: Share | None = None
+    max_dla_fallbacks: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _key_with_a_use(self) -> GateSection:
+        if self.baseline is not None and self.max_regression is None:
+            raise ValueError("baseline is for max_regression, such as max_regression = 0.05")
+        return self
 
     def limits(self) -> dict[str, float]:
         """The limits that are set, by name."""
-        return {name: value for name, value in self.model_dump().items() if value is not None}
+        set_here = self.model_dump(exclude={"baseline"})
+        return {name: value for name, value in set_here.items() if value is not None}
 
 
 class BenchSection(Section):
-    """How long to measure each arm, in how many turns; how old a measurement may be used."""
+    """How long to measure each arm, in how many turns; how old a measurement may be used.
+
+    `history` is the file of all measurements, relative to the recipe: absent, one in the user's
+    data folder; "none", nothing is remembered.
+    """
 
     seconds: Positive = 6.0
     rounds: Annotated[int, Field(ge=2)] = 12
     warmup_seconds: Annotated[Number, Field(ge=0)] = 0.5
     batch: Whole = 1
     max_age: Duration = 86400.0
+    history: str = ""
 
 
 class BuildSection(Section):

@@ -295,15 +295,13 @@ def test_a_stored_baseline_is_held_by_the_original_that_both_ran_beside() -> Non
     """The machine is 1.5 times slower at the second time; the candidate is as it was."""
     then = made(0.002, seed=1), made(0.004, arm="original", engine="b" * 64, seed=2)
     now = made(0.003, seed=3), made(0.006, arm="original", engine="b" * 64, seed=4)
-    found = stored_regression(now[0], then[0], original=now[1], baseline_original=then[1])
+    found = stored_regression(now[0], then[0], originals=(now[1], then[1]))
     assert found.value == pytest.approx(0, abs=0.01)
     assert decide(evidence({"regression": found}), {"max_regression": 0.05}).verdict is PASS
     assert "each beside the original" in found.source
     # Beside another original nothing cancels.
     other = made(0.006, arm="original", engine="c" * 64, seed=4)
-    plain = stored_regression(
-        now[0], then[0], original=other, baseline_original=then[1], noise_floor=0.02
-    )
+    plain = stored_regression(now[0], then[0], originals=(other, then[1]), noise_floor=0.02)
     assert plain.value == pytest.approx(0.5, abs=0.02)
     assert decide(evidence({"regression": plain}), {"max_regression": 0.05}).verdict is FAIL
 

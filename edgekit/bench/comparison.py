@@ -178,6 +178,7 @@ def ratio_of_rates(candidate: Measurement, baseline: Measurement, noise_floor: F
 def ratio_by_original(
     candidate: Measurement, original: Measurement,
     baseline: Measurement, baseline_original: Measurement,
+    confidence: float = statistics.CONFIDENCE,
 ) -> Ratio:  # fmt: skip
     """The ratio of two rates, each taken as a multiple of the original that took turns with it.
 
@@ -185,7 +186,8 @@ def ratio_by_original(
     The interval as in `ratio_of_rates`, of the two speedups, nothing added.
     """
     found = _quotient(
-        statistics.speedup(candidate, original), statistics.speedup(baseline, baseline_original)
+        statistics.speedup(candidate, original, confidence),
+        statistics.speedup(baseline, baseline_original, confidence),
     )
     return Ratio(value=found.value, interval=found.interval, source="each beside the original")
 

@@ -130,16 +130,20 @@ class History:
             ) from error  # fmt: skip
 
     def baseline(
-        self, pick: str, new: Measurement, *, model: str, target: str, original: str = "original"
-    ) -> Baseline | Unknown:
+        self, pick: str, new: Measurement, *, model: str, target: str, not_run: str = "",
+        original: str = "original",
+    ) -> Baseline | Unknown:  # fmt: skip
         """The measurement to hold a new one against, or why there is none.
 
         `pick` is "last-passed", a tag or the beginning of a commit's hash; of several the newest
         that may be compared with `new`. One that passed the gate, or was accepted, is wanted even
-        for a commit.
+        for a commit. `not_run` is the run that `new` is of: nothing is its own baseline.
         """
-        run = [e for e in self.entries(model, target) if e.verdict is not None or e.accepted]
-        named = [entry for entry in run if _is_picked(entry, pick)]
+        judged = [
+            entry for entry in self.entries(model, target)
+            if (entry.verdict is not None or entry.accepted) and entry.run != not_run
+        ]  # fmt: skip
+        named = [entry for entry in judged if _is_picked(entry, pick)]
         good = [entry for entry in named if entry.accepted or entry.verdict is Verdict.PASS]
         if not good:
             return Unknown(_nothing(pick, model, target, named))

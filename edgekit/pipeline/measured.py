@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
-from edgekit import gate, machine
 from edgekit.bench import statistics
 from edgekit.bench.attended import Site
 from edgekit.bench.measurement import (
@@ -32,24 +30,19 @@ from edgekit.pipeline.candidates import (
     report_of,
     samples_of,
 )
-from edgekit.pipeline.publish import (
-    accuracy_estimates,
-    accuracy_evidence,
-    limits_of,
-    publish,
-)
+from edgekit.pipeline.chosen import MOST_RUNS, Grounds, judge, undecided
+from edgekit.pipeline.past import Past, past_of
+from edgekit.pipeline.publish import limits_of, publish
 from edgekit.pipeline.result import Facts, StepEvent, TargetResult
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe
 from edgekit.targets import Precision, ResolvedTarget, Target
-from edgekit.values import Figure, Measurement, Unknown, Verdict
+from edgekit.values import Figure, Measurement, Unknown
 from edgekit.verify import VerifyReport
 
 ENGINE_FOLDER, MEASUREMENT_FILE = "engine", "measurement.json"
 
 _BENCH_SAMPLES = 64
-_MOST_RUNS = 3  # an undecided gate asks for more rounds, up to so many runs
-_ACCURACY = ("min_top1", "min_metric", "max_drop", "min_agreement", "min_sqnr_db")
 
 
 def finish_here(  # noqa: PLR0913, PLR0917
@@ -64,15 +57,22 @@ def finish_here(  # noqa: PLR0913, PLR0917
     engines = {"original": load_engine(cache.entry(baseline))}
     engines |= {c.precision: load_engine(cache.entry(c.engine)) for c in candidates}
     reports = {c.precision: report_of(cache, c.verified) for c in candidates}
-    bench = _Bench(workshop, project, chain.recipe, target, engines)
+    past = past_of(chain.recipe, target.name)
+    past.check(chain.recipe.gate.limits())
+    bench = _Bench(workshop, project, chain.recipe, target, engines, past)
     reused = bench.reuse() if not rebench else False
     if not reused:
         bench.measure()
     shares = {c.precision: int8_share_of(cache, chain, c.precision) for c in candidates}
-    judged = _judge(chain.recipe, candidates, reports, shares, bench.measured)
-    while _undecided(judged) and bench.runs < _MOST_RUNS:
+    grounds = Grounds(
+        recipe=chain.recipe, candidates=candidates, reports=reports, shares=shares,
+        engines=engines, past=past,
+    )  # fmt: skip
+    judged = judge(grounds, bench.measured)
+    while undecided(judged) and bench.runs < MOST_RUNS:
         bench.measure()
-        judged = _judge(chain.recipe, candidates, reports, shares, bench.measured)
+        judged = judge(grounds, bench.measured)
+    past.judge(bench.measured, judged.chosen.precision, judged.decision)
     by_arm = {m.arm: m for m in bench.measured}
     original_costs, costs = total_cost(project.model), total_cost(chain.compressed.load())
     before = _measured_facts(
@@ -125,8 +125,9 @@ class _Bench:
 
     def __init__(
         self, workshop: Workshop, project: Project, recipe: Recipe, target: Target,
-        engines: Mapping[str, Engine],
+        engines: Mapping[str, Engine], past: Past,
     ) -> None:  # fmt: skip
+        self._past = past
         self.measured: tuple[Measurement, ...] = ()
         self.runs = 0
         self._workshop, self._target, self._options = workshop, target.name, recipe.bench
@@ -167,7 +168,8 @@ class _Bench:
             return False
         if any(m.broken or m.unchecked for m in stored):
             return False  # whoever has mended that wants to see it
-        self.measured, self.runs = stored, _MOST_RUNS
+        self.measured, self.runs = stored, MOST_RUNS
+        self._past.record(stored)
         self._tell("cached", f"taken {_ago(ages[0])}")
         self._workshop.note(
             "bench", self._target, cached=True, seconds=0.0, said=f"taken {_ago(ages[0])}"
@@ -188,6 +190,7 @@ class _Bench:
         self.measured = tuple(map(pooled, earlier, run)) if earlier else run
         self.runs += 1
         save_measurements(self.measured, self.path)
+        self._past.record(self.measured)
         said = ", ".join(f"{m.arm} {statistics.fps(m).value:,.0f} FPS" for m in self.measured)
         if self.runs > 1:
             said += f" (run {self.runs}: the gate was undecided)"
@@ -200,102 +203,6 @@ class _Bench:
         self._workshop.on_event(
             StepEvent(step="bench", target=self._target, state=state, said=said)
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Judged:
-    """The candidate that was taken, why, and what the gate says of it."""
-
-    chosen: Candidate
-    why: str
-    evidence: gate.Evidence
-    decision: gate.Decision
-    age_s: float
-
-
-def _judge(
-    recipe: Recipe,
-    candidates: Sequence[Candidate],
-    reports: Mapping[Precision, VerifyReport],
-    shares: Mapping[Precision, Figure],
-    measured: Sequence[Measurement],
-) -> _Judged:
-    by_arm = {m.arm: m for m in measured}
-    chosen, why = _choose(candidates, by_arm, reports, recipe.gate.limits())
-    limits = limits_of(recipe, chosen.precision)
-    age = age_s(by_arm[chosen.precision], time.time())
-    evidence = accuracy_evidence(
-        reports[chosen.precision], recipe, shares[chosen.precision]
-    )  # fmt: skip
-    figures = gate.measured_estimates(by_arm[chosen.precision], by_arm["original"])
-    taken = by_arm[chosen.precision]
-    evidence = replace(
-        evidence, estimates={**evidence.estimates, **figures}, on_device=True, age_s=age,
-        invalid=taken.broken, unchecked=taken.unchecked,
-    )  # fmt: skip
-    decision = gate.decide(evidence, limits)
-    return _Judged(chosen=chosen, why=why, evidence=evidence, decision=decision, age_s=age)
-
-
-def _undecided(judged: _Judged) -> bool:
-    """Whether more rounds could decide: an interval straddles its limit, or was too few's."""
-    if judged.evidence.unchecked or judged.decision.verdict is not Verdict.INCONCLUSIVE:
-        return False
-    return any(
-        check.verdict is Verdict.INCONCLUSIVE and gate.RULES[check.name].measured
-        for check in judged.decision.checks
-    )
-
-
-def _choose(
-    candidates: Sequence[Candidate], by_arm: Mapping[str, Measurement],
-    reports: Mapping[Precision, VerifyReport], limits: Mapping[str, float],
-) -> tuple[Candidate, str]:  # fmt: skip
-    """The fastest candidate that keeps the gate's accuracy, and why; of two alike the smaller."""
-    accuracy = {name: limit for name, limit in limits.items() if name in _ACCURACY}
-
-    def good_enough(candidate: Candidate) -> bool:
-        if not accuracy:
-            return True
-        estimates = accuracy_estimates(reports[candidate.precision])
-        found = gate.decide(gate.Evidence(estimates=estimates, on_device=True), accuracy)
-        return found.verdict is Verdict.PASS
-
-    good = [c for c in candidates if good_enough(c)]
-    chosen, *others = good or candidates
-    for other in others:
-        if _better(by_arm[other.precision], by_arm[chosen.precision]):
-            chosen = other
-    if len(candidates) == 1:
-        return chosen, ""
-    compared = [_compared(by_arm, chosen, c) for c in candidates if c is not chosen]
-    why = f"{chosen.precision} was chosen: {', '.join(compared)}"
-    if good and len(good) < len(candidates):
-        why += "; what was left out does not keep the gate's accuracy"
-    if not good:
-        why += "; none keeps the gate's accuracy"
-    if not machine.cpu_flags() & {"avx512_vnni", "avx_vnni", "i8mm", "asimddp"}:
-        why += "; this CPU has no 8-bit dot product, so INT8 gains little here"
-    return chosen, why
-
-
-def _better(one: Measurement, other: Measurement) -> bool:
-    """Whether one is faster beyond doubt, or as fast (as far as 95% can tell) and smaller."""
-    interval = statistics.speedup(one, other).interval
-    low, high = (1.0, 1.0) if isinstance(interval, Unknown) else interval
-    if low > 1 or high < 1:
-        return low > 1
-    sizes = [m.figures.get("file_bytes", 0.0) for m in (one, other)]
-    return not any(isinstance(size, Unknown) for size in sizes) and sizes[0] < sizes[1]  # type: ignore[operator]
-
-
-def _compared(by_arm: Mapping[str, Measurement], chosen: Candidate, other: Candidate) -> str:
-    found = statistics.speedup(by_arm[chosen.precision], by_arm[other.precision])
-    if isinstance(found.interval, Unknown):
-        return f"{found.value:.2f} times the FPS of {other.precision}"
-    low, high = found.interval
-    said = f"{found.value:.2f} times the FPS of {other.precision} ({low:.2f} to {high:.2f})"
-    return f"{said}, no clear difference, and smaller" if low <= 1 <= high else said
 
 
 def _measured_facts(
