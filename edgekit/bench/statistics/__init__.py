@@ -4,6 +4,7 @@ Functions on arrays and on Measurements, without I/O.
 """
 
 from edgekit.bench.statistics.autocorrelation import effective_samples, long_run_variance
+from edgekit.bench.statistics.doubts import Doubt, doubts
 from edgekit.bench.statistics.intervals import CONFIDENCE, Estimated
 from edgekit.bench.statistics.percentiles import (
     early_stopping,
@@ -27,8 +28,9 @@ from edgekit.bench.statistics.ratios import (
 from edgekit.bench.statistics.stationary import Ends, burst_and_sustained, steady_from
 
 __all__ = [
-    "CONFIDENCE", "Ends", "Estimated", "burst_and_sustained", "early_stopping",
-    "effective_samples", "enough_samples", "fps", "long_run_variance", "look_confidence",
-    "noise_floor", "percentile", "percentile_estimate", "process_samples", "ratio_of_processes",
-    "round_samples", "round_spread", "speedup", "steady_from", "throughput",
+    "CONFIDENCE", "Doubt", "Ends", "Estimated", "burst_and_sustained", "doubts",
+    "early_stopping", "effective_samples", "enough_samples", "fps", "long_run_variance",
+    "look_confidence", "noise_floor", "percentile", "percentile_estimate", "process_samples",
+    "ratio_of_processes", "round_samples", "round_spread", "speedup", "steady_from",
+    "throughput",
 ]  # fmt: skip
