@@ -18,7 +18,8 @@ from edgekit.pipeline.blame import (
     stages_to_json,
 )
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, write_json
-from edgekit.pipeline.steps import REPORT_FILE, load_outputs
+from edgekit.pipeline.steps import REPORT_FILE
+from edgekit.pipeline.verification import load_outputs
 from edgekit.quantize.judging.outputs import judge
 from edgekit.quantize.judging.parts import Part, output_parts
 from edgekit.values import Feeds

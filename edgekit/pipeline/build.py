@@ -16,7 +16,7 @@ from edgekit.models.batch import fixed_batch, free_batch
 from edgekit.models.model import Model, digest
 from edgekit.models.opset import raised
 from edgekit.models.simplify import clean
-from edgekit.pipeline import steps
+from edgekit.pipeline import steps, verification
 from edgekit.pipeline.cache import Cache, key_of, write_json
 from edgekit.pipeline.candidates import Project, wanted_precisions
 from edgekit.pipeline.chain import make_chain, multiple_of
@@ -277,9 +277,11 @@ def _alone(place: Path, on_event: OnEvent) -> Iterator[None]:
 
 def _judge_original(workshop: Workshop, project: Project) -> None:
     """The original's own metric, first of all: a metric that fails, fails before any long step."""
-    step = steps.outputs_step(
+    step = verification.outputs_step(
         project.original, project.evaluation, workshop.progress_of("outputs"), emulated=False
     )
     workshop.do(step, describe=steps.describe_said)
-    own = steps.verify_step(project.cache, step, step, project.evaluation, project.metric)
-    workshop.do(own, describe=lambda folder: f"the original: {steps.describe_metric(folder)}")
+    own = verification.verify_step(project.cache, step, step, project.evaluation, project.metric)
+    workshop.do(
+        own, describe=lambda folder: f"the original: {verification.describe_metric(folder)}"
+    )

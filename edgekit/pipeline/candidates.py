@@ -13,7 +13,7 @@ from edgekit.engines.base import BuilderOptions, EngineRequest, runtime_module
 from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
 from edgekit.models.model import Model
-from edgekit.pipeline import steps
+from edgekit.pipeline import steps, verification
 from edgekit.pipeline.blame import ENGINE
 from edgekit.pipeline.blaming import Asked, blame_step, describe_blame
 from edgekit.pipeline.cache import Cache, Step, key_of, read_json, versions
@@ -141,7 +141,7 @@ def candidate_of(
     if runs_here and engine is not None:
         if outputs is not None:
             emulated = _verify(workshop, project, target, original, outputs)
-        outputs = steps.engine_outputs_step(
+        outputs = verification.engine_outputs_step(
             project.cache, engine, project.evaluation, workshop.progress_of("outputs", target.name)
         )
         workshop.do(outputs, target=target.name, describe=steps.describe_said)
@@ -198,7 +198,7 @@ def _outputs(
 ) -> Step:  # fmt: skip
     """The step that asks a model for the evaluation samples, done."""
     name = "" if target is None else target.name
-    step = steps.outputs_step(
+    step = verification.outputs_step(
         source, project.evaluation, workshop.progress_of("outputs", name), emulated=emulated
     )
     workshop.do(step, target=name, describe=steps.describe_said)
@@ -209,8 +209,10 @@ def _verify(
     workshop: Workshop, project: Project, target: Target, original: Step, outputs: Step
 ) -> Step:
     """The step that compares outputs with the original's, done."""
-    step = steps.verify_step(project.cache, original, outputs, project.evaluation, project.metric)
-    workshop.do(step, target=target.name, describe=steps.describe_verify)
+    step = verification.verify_step(
+        project.cache, original, outputs, project.evaluation, project.metric
+    )
+    workshop.do(step, target=target.name, describe=verification.describe_verify)
     return step
 
 

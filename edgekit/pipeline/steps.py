@@ -10,17 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgekit import files
 from edgekit.compress.channels.budgeting.limits import Limits, parse_limit
 from edgekit.compress.channels.cut import CutOptions, cut_channels
 from edgekit.compress.recover import RecoverOptions, recover
 from edgekit.data.batches import Batches
-from edgekit.data.metrics import Metric
 from edgekit.engines import onnxruntime as reference_runtime
-from edgekit.engines.base import runtime_module
-from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
 from edgekit.models.model import Model, save
 from edgekit.models.opset import lowered
@@ -39,11 +34,10 @@ from edgekit.recipe import ChannelsSection, QuantizeSection, RecoverSection
 from edgekit.train.augment import load_own_function
 from edgekit.train.launch import launched
 from edgekit.train.schedules import Schedule
-from edgekit.values import Array, Feeds, Session, run
-from edgekit.verify import outputs_of, to_json, verify
+from edgekit.values import Array, Feeds, run
 
 MODEL_FILE, REPORT_FILE, PLAN_FILE = "model.onnx", "report.json", "plan.json"
-RANGES_FILE, OUTPUTS_FILE, CACHE_FILE = "ranges.npz", "outputs.npz", "calibration.cache"
+RANGES_FILE, CACHE_FILE = "ranges.npz", "calibration.cache"
 
 _COMPARED_SAMPLES = 8
 
@@ -249,77 +243,6 @@ def opset_step(source: Source, opset: int) -> Step:
     return Step(name="opset", key=key_of("opset", source=source.key, opset=opset), make=make)
 
 
-def outputs_step(
-    source: Source, batches: Batches, on_fraction: OnFraction, *, emulated: bool
-) -> Step:
-    """The outputs on the evaluation samples: through ONNX Runtime's kernels, or emulated.
-
-    Emulated means graph optimisation off: Q/DQ in floating point, the quality of the quantization
-    itself.
-    """
-
-    def make(folder: Path, partial: Path) -> None:
-        del partial
-        with reference_runtime.open_model(source.load(), optimise=not emulated) as session:
-            through = "emulated" if emulated else "through the kernels"
-            _ask(session, batches, folder, through, on_fraction)
-
-    key = key_of(
-        "outputs", source=source.key, data=batches.digest, emulated=emulated,
-        versions=versions(["onnxruntime"]),
-    )  # fmt: skip
-    return Step(name="outputs", key=key, make=make)
-
-
-def engine_outputs_step(
-    cache: Cache, engine: Step, batches: Batches, on_fraction: OnFraction
-) -> Step:
-    """The outputs of an engine that this machine runs, on the evaluation samples."""
-
-    def make(folder: Path, partial: Path) -> None:
-        del partial
-        built = load_engine(cache.entry(engine))
-        with runtime_module(built.runtime).open(built) as session:
-            _ask(session, batches, folder, "through the engine", on_fraction)
-
-    key = key_of("outputs", engine=engine.key, data=batches.digest)
-    return Step(name="outputs", key=key, make=make)
-
-
-def _ask(
-    session: Session, batches: Batches, folder: Path, through: str, on_fraction: OnFraction
-) -> None:
-    found, _ = outputs_of(session, batches, lambda done: on_fraction(done / batches.count, ""))
-    with (folder / OUTPUTS_FILE).open("wb") as stream:
-        np.savez(stream, **found)  # type: ignore[arg-type]
-    write_json(folder / REPORT_FILE, {"said": f"{batches.count} samples, {through}"})
-
-
-def verify_step(
-    cache: Cache, reference: Step, candidate: Step, batches: Batches, metric: Metric
-) -> Step:
-    """Compares stored outputs with the original's, by the recipe's metric."""
-
-    def make(folder: Path, partial: Path) -> None:
-        del partial
-        report = verify(
-            load_outputs(cache, reference), load_outputs(cache, candidate), batches.labels, metric
-        )
-        write_json(folder / REPORT_FILE, to_json(report))
-
-    key = key_of(
-        "verify", reference=reference.key, candidate=candidate.key, data=batches.digest,
-        metric=metric.digest,
-    )  # fmt: skip
-    return Step(name="verify", key=key, make=make)
-
-
-def load_outputs(cache: Cache, step: Step) -> dict[str, Array]:
-    """The arrays that an outputs step stored."""
-    with np.load(cache.entry(step) / OUTPUTS_FILE, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
 def describe_channels(folder: Path) -> str:
     """What the cut came to, in a line."""
     return channels_line(_report(folder))
@@ -338,18 +261,6 @@ def describe_simplify(folder: Path) -> str:
 def describe_said(folder: Path) -> str:
     """The line that the step itself left."""
     return str(_report(folder)["said"])
-
-
-def describe_metric(folder: Path) -> str:
-    """The metric alone, in a line."""
-    report = _report(folder)
-    return f"{report['metric']} {report['after']:.4f}"
-
-
-def describe_verify(folder: Path) -> str:
-    """The metric before and after, in a line."""
-    report = _report(folder)
-    return f"{report['metric']} {report['before']:.4f} -> {report['after']:.4f}"
 
 
 def _report(folder: Path) -> dict[str, Any]:
