@@ -8,9 +8,9 @@ NAME-calib.npz (`pages.py` makes them). Each is simplified, turned to float16 an
 dialect `tensorrt-strong`, and each of the three graphs is built by `edgekit.engines` for both
 compute capabilities 8.6 and 12.0, one process at a time. Nothing runs: there is no GPU. The table
 has the memory that the plan's weights take and the share of the multiply-accumulates that the graph
-has in INT8. Results are kept in the work folder, engine by engine: an interrupted run goes on from there,
-one of another model or another edgekit starts anew with --work elsewhere. Exit 1 where an FP32
-engine is missing, or more than two of another precision on one device.
+has in INT8. Results are kept in the work folder, engine by engine: an interrupted run goes on from
+there; --work elsewhere starts anew. Exit 1 where an FP32 engine is missing, or more than two of
+another precision on one device.
 """
 
 from __future__ import annotations
