@@ -11,8 +11,9 @@ Printed for each file: the SQNR of the outputs on the evaluation samples by emul
 optimisation off), for ONNX Runtime's dialects through its kernels too, and the share of the
 multiply-accumulates of weighted layers in INT8. Symmetric dialects stand against symmetric
 peers, affine against affine: against each peer the best of our files that has at least the peer's
-share in INT8, and never less than 95%. Of an affine peer that is the share which ONNX Runtime really
-runs on integers: a ConvTranspose between Q and DQ is none. A miss: less than 2 dB over a peer. Exit 1 on a miss.
+share in INT8, and never less than 95%. Of an affine peer that is the share which ONNX Runtime
+really runs on integers: a ConvTranspose between Q and DQ is none. A miss: less than 2 dB over a
+peer. Exit 1 on a miss.
 
 What is measured is written to FOLDER/quantize_fidelity.json at once, and not measured again.
 `--quick`: 8 samples of each kind, the first dialect.
