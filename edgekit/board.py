@@ -150,8 +150,11 @@ def power_mode(root: Path = Path("/")) -> str:
     By name: the ids of the modes differ from module to module. Where the tool does not answer (it
     may want root), from the id that it left in its status file, and its list of modes.
     """
-    if said := parse_power_mode(tool_output(["nvpmodel", "-q"])):
-        return said
+    return parse_power_mode(tool_output(["nvpmodel", "-q"])) or stored_power_mode(root)
+
+
+def stored_power_mode(root: Path = Path("/")) -> str:
+    """The power mode's name by the files that nvpmodel leaves; empty where they do not say it."""
     try:
         status = (root / "var" / "lib" / "nvpmodel" / "status").read_text(errors="replace")
     except OSError:

@@ -25,8 +25,10 @@ FACTS = {
 
 
 def anonymous(target: Target = ORIN) -> Target:
-    """A target that nothing recognises, so that any machine may be one."""
-    return target.model_copy(update={"identity": type(target.identity)()})
+    """A target that nothing recognises and that demands nothing: any machine may be one."""
+    return target.model_copy(
+        update={"identity": type(target.identity)(), "conditions": type(target.conditions)()}
+    )
 
 
 def golden_of(model: Path, inputs: Mapping[str, Array], batch: int) -> list[GoldenBatch]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.bench import statistics
-from edgekit.bench.conditions import Judged, check_conditions
+from edgekit.bench.conditions import Judged, check_conditions, check_start
+from edgekit.bench.device_state import DeviceState
 from edgekit.bench.telemetry_report import TelemetryReport, Window
 from edgekit.values import Figure, Measurement, Unknown
 
@@ -26,6 +27,16 @@ class Site:
 
 HERE = Site()
 """This machine, with no target's conditions."""
+
+
+def state_checked(measured: Measurement, state: DeviceState, target: Target) -> Measurement:
+    """The measurement of a tool that no watch was beside, checked by the state that it began in."""
+    judged = check_start(target, state)
+    broken, unchecked = tuple(map(str, judged.broken)), tuple(map(str, judged.unread))
+    return replace(
+        measured, doubts=(*measured.doubts, *unchecked, *broken), broken=broken,
+        unchecked=unchecked,
+    )  # fmt: skip
 
 
 def attended(

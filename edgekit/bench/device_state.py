@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgekit import board
 from edgekit.bench import sensors
-from edgekit.bench.jetson_clocks import JetsonClocks, read_clocks
+from edgekit.bench.jetson_clocks import SILENT, JetsonClocks, parse_clocks, read_clocks
 from edgekit.values import Figure, Unknown
 
 
@@ -44,6 +44,23 @@ def read_state(root: Path = Path("/")) -> DeviceState:
         available_bytes=sensors.available_bytes(root),
         throttle_counts=sensors.throttle_counts(root),
         pi_flags=sensors.pi_flags(root),
+    )
+
+
+def stored_state(root: Path, *, power_mode: str, clocks: str) -> DeviceState:
+    """The state of a device elsewhere, as far as it left it: its files under `root`, and the words
+    of its tools (the mode's name, what jetson_clocks --show printed), empty where they said none.
+    """
+    mode = power_mode or board.stored_power_mode(root)
+    return DeviceState(
+        power_mode=mode or Unknown("the device did not say it"),
+        power_modes=board.power_modes(root),
+        clocks=parse_clocks(clocks) if clocks else SILENT,
+        temperatures_c={},
+        governors={},
+        available_bytes=Unknown("it was not asked"),
+        throttle_counts={},
+        pi_flags=None,
     )
 
 

@@ -15,7 +15,7 @@ from edgekit.values import Figure, Unknown
 
 _GPU = re.compile(r"^GPU\b.*$", re.MULTILINE)
 _EMC = re.compile(r"^EMC\b.*$", re.MULTILINE)
-_SILENT = Unknown("jetson_clocks --show said nothing: it wants root")
+SILENT = Unknown("jetson_clocks --show said nothing: it wants root")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def read_clocks(root: Path = Path("/")) -> JetsonClocks:
     gpu = sensors.gpu_clock(root)
     return JetsonClocks(
         gpu_now_hz=gpu.now_hz, gpu_least_hz=gpu.least_hz, gpu_most_hz=gpu.most_hz,
-        memory_held=_SILENT,
+        memory_held=SILENT,
     )  # fmt: skip
 
 

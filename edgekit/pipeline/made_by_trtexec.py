@@ -10,13 +10,15 @@ from pathlib import Path
 
 from edgekit import board, gate
 from edgekit.bench import statistics
+from edgekit.bench.attended import state_checked
+from edgekit.bench.device_state import DeviceState, stored_state
 from edgekit.engines.device_recipe.document import DeviceRecipe, refuse_other_version
 from edgekit.engines.processes.shells import Shell
 from edgekit.engines.trtexec.engine import device_engine
 from edgekit.engines.trtexec.output import LayerTiming
 from edgekit.engines.trtexec.results import DeviceRun, read_results
 from edgekit.engines.trtexec.running import GPUS_FILE, device_root, run_recipe
-from edgekit.engines.trtexec.script_parts import RESULTS_FOLDER
+from edgekit.engines.trtexec.script_parts import CLOCKS_FILE, RESULTS_FOLDER
 from edgekit.pipeline.golden import compare
 from edgekit.pipeline.made import WRONG_ANSWERS, Made, answers_hold
 from edgekit.pipeline.recognised import Recognised, power_note, recognise_device
@@ -92,6 +94,12 @@ def _made(
     measurement: Measurement | None = run.measurement
     if measurement is not None and taken_at is not None:
         measurement = replace(measurement, taken_at=taken_at)
+    baseline = run.baseline
+    state = _state(run)
+    if measurement is not None:
+        measurement = state_checked(measurement, state, recipe.target)
+    if baseline is not None:
+        baseline = state_checked(baseline, state, recipe.target)
     if not answers_hold(recipe, golden):
         measurement = None
     notes = [seen.note, *run.notes, f"TensorRT {run.version}, by trtexec"]
@@ -100,13 +108,22 @@ def _made(
         write=lambda folder: device_engine(recipe, results, run, folder),
         golden=golden,
         measurement=measurement,
-        baseline=None if measurement is None else run.baseline,
+        baseline=None if measurement is None else baseline,
         why_not="" if measurement is not None else WRONG_ANSWERS,
         memory_is=_MEMORY_IS,
         estimates={} if measurement is None else {"fps": _rate(run)},
         notes=tuple(notes),
         layers=() if isinstance(run.layers, Unknown) else tuple(map(_layer_row, run.layers)),
     )
+
+
+def _state(run: DeviceRun) -> DeviceState:
+    """How the device stood when trtexec was asked, as build.sh wrote it down."""
+    try:
+        clocks = (run.root / CLOCKS_FILE).read_text(errors="replace")
+    except OSError:
+        clocks = ""
+    return stored_state(run.root, power_mode=run.facts.get("power_mode", ""), clocks=clocks)
 
 
 def _layer_row(layer: LayerTiming) -> dict[str, object]:

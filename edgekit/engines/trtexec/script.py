@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from edgekit.engines.trtexec.flags import Run
 from edgekit.engines.trtexec.script_parts import (
+    CLOCKS_FILE,
     ENGINE_FILE,
     ORIGINAL_ENGINE_FILE,
     RESULTS_FOLDER,
@@ -160,7 +161,7 @@ fi
 # What this device says of itself, for whoever reads the results elsewhere.
 for file in /proc/device-tree/model /proc/device-tree/compatible \\
     /proc/device-tree/nvidia,dtsfilename /proc/device-tree/nvidia,boardids \\
-    /etc/nv_tegra_release; do
+    /etc/nv_tegra_release /etc/nvpmodel.conf /var/lib/nvpmodel/status; do
     if [ -r "$file" ]; then
         mkdir -p "$results/root${{file%/*}}"
         cat "$file" >"$results/root$file" 2>/dev/null || true
@@ -170,6 +171,10 @@ if command -v nvidia-smi >/dev/null 2>&1; then
     mkdir -p "$results/root"
     nvidia-smi --query-gpu=name,compute_cap,driver_version --format=csv,noheader \\
         >"$results/root/gpus" 2>/dev/null || true
+fi
+if command -v jetson_clocks >/dev/null 2>&1; then
+    mkdir -p "$results/root"
+    jetson_clocks --show >"$results/root/{CLOCKS_FILE}" 2>/dev/null || true
 fi
 {{
     echo "machine: $(uname -m)"

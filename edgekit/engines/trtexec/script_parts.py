@@ -17,6 +17,7 @@ from edgekit.engines.trtexec.flags import (
     profile_arguments,
 )
 
+CLOCKS_FILE = "clocks"
 RESULTS_FOLDER = "results"
 ENGINE_FILE = "model.engine"
 ORIGINAL_ENGINE_FILE = "original.engine"
