@@ -658,6 +658,53 @@ def gate(
 
 
 @verb
+def compare(
+    old: Annotated[Path, typer.Argument(help="Measurements, as bench -o and build leave them.")],
+    new: Annotated[Path, typer.Argument(help="The same of another time or release.")],
+    noise_floor: Annotated[
+        float | None,
+        typer.Option(min=0, help="By how much runs of one engine differ; else the stored one."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Compare stored measurements; refuse what is of another device, mode, batch or quantity."""
+    from edgekit import console
+    from edgekit.report import comparison
+
+    found = comparison.compare_files(old, new, noise_floor)
+    console.print_json(found.to_json()) if as_json else console.show_comparison(found)
+    return found.exit_code
+
+
+@verb
+def history(
+    model: Annotated[str, typer.Argument(help="A model's name, its file, or its recipe.")],
+    target: Annotated[str, typer.Option("--target", "-t", help="On this target only.")] = "",
+    most: Annotated[int, typer.Option("--last", min=1, help="So many measurements.")] = 40,
+    accept: Annotated[
+        int | None, typer.Option(help="Take the measurement of this number for a baseline.")
+    ] = None,
+    place: Annotated[str, typer.Option("--history", help="Another file than the user's.")] = "",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A plot, as SVG.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """List and plot what was measured of a model, with its verdicts."""
+    from edgekit import console
+    from edgekit.report import history as past
+
+    asked = past.HistoryAsked(
+        model=model, target=target, place=place, most=most, accept=accept
+    )  # fmt: skip
+    told = past.look_up(asked)
+    if out is not None:
+        past.save_chart(told, out)
+    console.print_json(told.to_json()) if as_json else console.show_history(told)
+    return 0
+
+
+@verb
 def doctor(
     target: Annotated[
         str, typer.Option("--target", "-t", help="Could its engine be built here? (5: it cannot)")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # a verb loads what it needs; drawing an error needs none of 
     from edgekit.pipeline.build import BuildPlan
     from edgekit.pipeline.gating import Ruling
     from edgekit.pipeline.linting import LintResult
+    from edgekit.report.comparison import Comparison
+    from edgekit.report.history import Told
     from edgekit.report.inspection import Inspection
     from edgekit.report.profiles import Listing, ProfileView
 from edgekit.values import Check, Verdict
@@ -116,17 +118,18 @@ def show_blame(stages: Sequence[Stage], metric: str) -> None:
 
 
 def show_checks(checks: Iterable[Check]) -> None:
-    """Draws a verdict's lines."""
-    lines = []
+    """Draws a verdict's lines, and under them the reason of each and where its value is from."""
+    lines, reasons = [], []
     for check in checks:
         *cells, because, source = rows.check_row(check)
-        lines.append((*cells, f"{because} ({source})" if source else because))
+        lines.append(cells)
+        said = f"  {check.name}: {because}" + (f"; {source}" if source else "")
+        reasons.append(Text(said, style="dim"))
     if lines:
-        show_table(
-            ("check", "limit", "value", "95% interval", "margin", "verdict", "because"),
-            lines,
-            prose="because",
-        )
+        columns = ("check", "limit", "value", "95% interval", "margin", "verdict")
+        show_table(columns, lines)
+    for reason in reasons:
+        err.print(reason, soft_wrap=True)
 
 
 def show_verdict(verdict: Verdict, because: str) -> None:
@@ -141,6 +144,25 @@ def show_ruling(ruling: Ruling) -> None:
     for note in (f"measured: {rows.age(ruling.age_s)}", *ruling.notes):
         say(f"  {note}")
     show_verdict(ruling.verdict, ruling.because)
+
+
+def show_comparison(found: Comparison) -> None:
+    """Draws two files of measurements beside each other."""
+    from edgekit.report import comparison
+
+    show_table(comparison.COLUMNS, comparison.table(found))
+    for note in comparison.notes(found):
+        err.print(Text(f"  {note}", style="dim"), soft_wrap=True)
+
+
+def show_history(told: Told) -> None:
+    """Draws a model's measurements, the newest last, and a bar for each that was judged."""
+    from edgekit.report import history
+
+    show_table(history.columns(told), history.table(told), title=told.title)
+    for bar in history.bars(told):
+        say(bar)
+    say(f"  {told.path}")
 
 
 def show_document(content: Mapping[str, object]) -> None:

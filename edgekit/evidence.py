@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgekit.bench import comparison, statistics
@@ -122,9 +122,9 @@ def stored_regression(
     """The regression against a measurement of another time.
 
     Where both took turns with one and the same original engine (`originals`: now, then), its rate
-    stands between them and what changed of the machine cancels. Else the two rates are compared as they are, and the
-    interval is widened by the machine's noise floor; without a floor the figure carries a doubt,
-    for then nobody knows how much two times differ.
+    stands between them and what changed of the machine cancels. Else the two rates are compared as
+    they are, and the interval is widened by the machine's noise floor; without a floor the
+    regression is unknown, for then nobody knows how much two times differ.
     """
     if originals is not None and _one_engine(*originals):
         now, then = originals
@@ -133,7 +133,9 @@ def stored_regression(
         ratio = comparison.ratio_of_rates(candidate, baseline, noise_floor)
     found = regression_estimate(ratio)
     said = ", ".join(part for part in (source, found.source) if part)
-    return Estimate(value=found.value, interval=found.interval, doubt=found.doubt, source=said)
+    if found.doubt and isinstance(noise_floor, Unknown):
+        return Estimate(value=Unknown(f"{found.value:+.1%}, but {found.doubt}"), source=said)
+    return replace(found, source=said)
 
 
 def _one_engine(one: Measurement, other: Measurement) -> bool:

@@ -141,9 +141,14 @@ def _because(verdict: Verdict, checks: tuple[Check, ...]) -> str:
 
 
 def undecided(decision: Decision) -> bool:
-    """Whether more rounds could decide: an interval straddles its limit, or was too few's."""
+    """Whether more rounds could decide: an interval straddles its limit, or was too few's.
+
+    What nobody knows (no sensor, no baseline) is not known after more rounds either.
+    """
     return decision.verdict is Verdict.INCONCLUSIVE and any(
-        check.verdict is Verdict.INCONCLUSIVE and RULES[check.name].measured
+        check.verdict is Verdict.INCONCLUSIVE
+        and RULES[check.name].measured
+        and not isinstance(check.value, Unknown)
         for check in decision.checks
     )
 

@@ -21,6 +21,7 @@ from edgekit.gate import (
     evidence_from_json,
     evidence_to_json,
     measured_estimates,
+    undecided,
 )
 from edgekit.values import Figure, Measurement, Unknown, Verdict
 
@@ -309,8 +310,11 @@ def test_a_stored_baseline_is_held_by_the_original_that_both_ran_beside() -> Non
 def test_two_times_without_a_noise_floor_decide_nothing() -> None:
     now, then = made(seed=1), made(seed=2)
     doubtful = stored_regression(now, then)
-    assert "edgekit bench --aa" in doubtful.doubt
-    assert decide(evidence({"regression": doubtful}), {"max_regression": 9}).verdict is INCONCLUSIVE
+    assert isinstance(doubtful.value, Unknown)
+    assert "edgekit bench --aa" in doubtful.value.reason
+    decided = decide(evidence({"regression": doubtful}), {"max_regression": 9})
+    assert decided.verdict is INCONCLUSIVE
+    assert not undecided(decided)  # more rounds would not help
     narrow = stored_regression(now, then, noise_floor=0.0)
     wide = stored_regression(now, then, noise_floor=0.03)
     assert narrow.interval is not None
@@ -325,3 +329,16 @@ def test_energy_that_was_measured_has_a_limit_and_unmeasured_energy_does_not_pas
     assert decide(evidence(known), {"max_joules": 0.01}).verdict is FAIL
     unknown = measured_estimates(made())
     assert decide(evidence(unknown), {"max_joules": 0.03}).verdict is INCONCLUSIVE
+
+
+def test_more_rounds_are_asked_for_only_where_they_may_decide() -> None:
+    straddling = one("fps", 110, (99, 121))
+    few = evidence({"p99_ms": Estimate(value=3, doubt="few")})
+    assert undecided(decide(straddling, {"min_fps": 100}))
+    assert undecided(decide(few, {"max_p99_ms": 5}))
+    # What failed is decided; what nobody can measure stays unknown; accuracy has no rounds.
+    both = evidence({**straddling.estimates, "top1": Estimate(value=0.5)})
+    assert not undecided(decide(both, {"min_fps": 100, "min_top1": 0.9}))
+    assert not undecided(decide(one("joules", NOBODY), {"max_joules": 1}))
+    assert not undecided(decide(one("top1", NOBODY), {"min_top1": 0.9}))
+    assert not undecided(decide(straddling, {"min_fps": 90}))

@@ -97,7 +97,7 @@ def test_baselines_are_picked_by_commit_tag_or_the_last_that_passed(tmp_path: Pa
         assert str(picked("v9")).startswith('the history has no measurement of net on cpu at "v9"')
         assert "no measurement of net" in str(picked("111"))  # too short to name a commit
         # Somebody takes the third for a baseline by hand.
-        assert history.accept(3).accepted
+        history.accept(3, model="net")
         assert picked(LAST_PASSED) == 2.0
 
 
@@ -249,7 +249,7 @@ def test_damaged_samples_are_no_measurement(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="there is no such measurement"):
             history.measurement(7)
         with pytest.raises(InputError, match="there is no such measurement"):
-            history.accept(7)
+            history.accept(7, model="net")
 
 
 def test_a_newer_file_and_another_programs_are_refused(tmp_path: Path) -> None:

@@ -66,14 +66,20 @@ class History:
         with translated(self._path), writing(self._connection):
             for measurement in measurements:
                 row = row_of(measurement, run, model, target, revision)
-                marks = ", ".join("?" * len(row))
-                self._connection.execute(
-                    f"INSERT INTO measurement ({', '.join(row)}) VALUES ({marks}) "
-                    "ON CONFLICT (run, arm) DO UPDATE SET fps = excluded.fps, "
-                    "p99_ms = excluded.p99_ms, digest = excluded.digest, "
-                    "content = excluded.content",
-                    tuple(row.values()),
-                )
+                there = self._connection.execute(
+                    "SELECT id FROM measurement WHERE run = ? AND arm = ?", (run, measurement.arm)
+                ).fetchone()
+                if there is None:
+                    marks = ", ".join("?" * len(row))
+                    self._connection.execute(
+                        f"INSERT INTO measurement ({', '.join(row)}) VALUES ({marks})",
+                        tuple(row.values()),
+                    )
+                else:
+                    self._connection.execute(
+                        "UPDATE measurement SET fps = :fps, p99_ms = :p99_ms, digest = :digest, "
+                        "content = :content WHERE id = :id", {**row, "id": there[0]},
+                    )  # fmt: skip
         return run
 
     def judge(self, run: str, arm: str, verdict: Verdict, because: str) -> None:
@@ -84,11 +90,17 @@ class History:
                 (verdict.value, because, run, arm),
             )
 
-    def accept(self, number: int) -> Entry:
-        """Takes a measurement for a baseline by hand, whatever its verdict. Raises InputError."""
+    def accept(self, number: int, *, model: str) -> None:
+        """Takes a measurement for a baseline by hand, whatever its verdict.
+
+        Raises InputError where the model has no such measurement.
+        """
         with translated(self._path), writing(self._connection):
-            self._connection.execute("UPDATE measurement SET accepted = 1 WHERE id = ?", (number,))
-        return self._one(number)
+            changed = self._connection.execute(
+                "UPDATE measurement SET accepted = 1 WHERE id = ? AND model = ?", (number, model)
+            ).rowcount
+        if not changed:
+            raise self._none(number, f" of {model}")
 
     def entries(
         self, model: str, target: str = "", *, arm: str = "", most: int | None = None
@@ -117,10 +129,7 @@ class History:
                 "SELECT digest, content FROM measurement WHERE id = ?", (number,)
             ).fetchone()
         if row is None:
-            raise InputError(
-                "there is no such measurement in the history", where=str(self._path),
-                got=str(number), hint="`edgekit history MODEL` lists them.",
-            )  # fmt: skip
+            raise self._none(number)
         try:
             return content_of(*row)
         except (ValueError, KeyError, TypeError) as error:
@@ -167,17 +176,11 @@ class History:
             ).fetchall()
         return list(map(entry_of, found))
 
-    def _one(self, number: int) -> Entry:
-        with translated(self._path):
-            row = self._connection.execute(
-                f"SELECT {LISTED} FROM measurement WHERE id = ?", (number,)
-            ).fetchone()
-        if row is None:
-            raise InputError(
-                "there is no such measurement in the history", where=str(self._path),
-                got=str(number), hint="`edgekit history MODEL` lists them.",
-            )  # fmt: skip
-        return entry_of(row)
+    def _none(self, number: int, of: str = "") -> InputError:
+        return InputError(
+            f"there is no such measurement{of} in the history", where=str(self._path),
+            got=str(number), hint="`edgekit history MODEL` lists them.",
+        )  # fmt: skip
 
 
 def _nothing(pick: str, model: str, target: str, named: Sequence[Entry]) -> str:

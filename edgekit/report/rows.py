@@ -179,7 +179,7 @@ def check_row(check: Check) -> tuple[str, ...]:
     """One line of a verdict: name, limit, value, interval, margin, verdict, because, source."""
     unit = _LIMIT_UNITS.get(check.name, "")
     interval = "" if check.interval is None else "{:,.4g} to {:,.4g}".format(*check.interval)
-    value = check.value.reason if isinstance(check.value, Unknown) else f"{check.value:,.4g}"
+    value = "unknown" if isinstance(check.value, Unknown) else f"{check.value:,.4g}"
     limit = f"{check.limit:g} {unit}".rstrip()
     margin = "" if isinstance(check.margin, Unknown) else f"{check.margin:+,.3g}"
     return (
