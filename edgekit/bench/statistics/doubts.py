@@ -14,7 +14,7 @@ from edgekit.values import Array
 FEWEST = 100
 _BATCHES = 40
 # Chance brings a clean series over this in about 1 of 100 (counted: benchmarks/truth.py).
-_DRIFT_T = 3.5
+_DRIFT_T = 3.0
 _STEP_T = 6.0
 _DRIFT_LEAST = 0.01
 _SPIKE_SPREADS = 6.0
@@ -69,10 +69,10 @@ def _without_tails(logs: Array) -> Array:
 def _drift(logs: Array) -> str:
     """A line or a step through the medians of 40 stretches, against its standard error.
 
-    The error is from the long-run variance v of what the fit leaves, never less than its variance: of a slope se^2 = v / sum
-    (t - mean)^2, of a step between the first k stretches and the last l, se^2 = v / k + v / l. A
-    slope is named from 3.5 standard errors on; the step, which stands where it fits best, from 6;
-    either where it is at least 1%.
+    The error is from the long-run variance v of what the fit leaves, never less than its variance:
+    of a slope se^2 = v / sum (t - mean)^2, of a step between the first k stretches and the last l
+    se^2 = v / k + v / l. A slope is named from 3 standard errors on; the step, which stands where
+    it fits best, from 6; either where it is at least 1%.
     """
     size = len(logs) // min(_BATCHES, len(logs) // 5)
     count = len(logs) // size
@@ -109,7 +109,7 @@ def _bimodal(logs: Array, worth: float) -> str:
     """Two peaks of a kernel density with a valley between them of at most 0.6 of the lower one.
 
     The bandwidth is Silverman's, 0.9 min(s, IQR / 1.34) m^(-1/5) (Density Estimation, 1986, section
-    3.4.2), with m what the samples are worth, at least 100; each side of the valley holds 5% of them.
+    3.4.2), with m what the samples are worth, at least 100; each side of the valley holds 5%.
     """
     quarter, half = np.quantile(logs, [0.25, 0.75])
     spread = min(float(logs.std()), float(half - quarter) / 1.34 or math.inf)
