@@ -89,7 +89,7 @@ def finish_here(  # noqa: PLR0913, PLR0917
     chosen, decision, age = judged.chosen, judged.decision, judged.age_s
     notes = [resolved.note, judged.why, *_emulation_notes(cache, candidates, reports)]
     notes += [f"measured {'earlier, ' if reused else ''}{_ago(age)}"]
-    notes += [f"{m.arm}: {doubt}" for m in bench.measured for doubt in m.doubts]
+    notes += _doubts(bench.measured)
     result = TargetResult(
         target=target.name,
         title=target.title,
@@ -203,6 +203,13 @@ class _Bench:
         self._workshop.on_event(
             StepEvent(step="bench", target=self._target, state=state, said=said)
         )
+
+
+def _doubts(measured: Sequence[Measurement]) -> list[str]:
+    """What each arm doubts, and once what all of them do: that is of the machine."""
+    shared = [doubt for doubt in measured[0].doubts if all(doubt in m.doubts for m in measured)]
+    own = [f"{m.arm}: {doubt}" for m in measured for doubt in m.doubts if doubt not in shared]
+    return [*own, *shared]
 
 
 def _measured_facts(
