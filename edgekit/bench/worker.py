@@ -13,24 +13,25 @@ import gc
 import importlib
 import json
 import os
-import time
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekit.bench import memory
+from edgekit.bench import loops, memory
+from edgekit.bench.loops import Rotation, Taken, Until
 from edgekit.engines.base import runtime_module
 from edgekit.engines.manifest import load_engine
 from edgekit.engines.processes.child import lines_from_parent, own_stdout
 from edgekit.errors import EdgekitError, MissingPackageError, ResourceError
-from edgekit.values import Array, Session, figure_to_json
+from edgekit.values import Session, figure_to_json
 
 # Within a turn: caches and clocks that another arm left behind come back before samples count.
 _SETTLE_SHARE = 0.1
 _SETTLE_MOST_S = 0.1
+
+Loop = Callable[[Session, Rotation, Until], Taken]
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
                 answer = loaded.account()
             else:
                 assert loaded is not None
-                answer = loaded.turn(request["seconds"], Path(request["samples"]))
+                answer = loaded.turn(request)
         except EdgekitError as error:
             answer = {"error": _told(error)}
         except MemoryError as error:
@@ -64,8 +65,13 @@ class _Loaded:
         runtime = runtime_module(engine.runtime)
         with contextlib.suppress(ImportError):  # `open` says so
             importlib.import_module(runtime.PACKAGE)
-        self.batches = _batches(Path(request["inputs"]), request["batch"])
-        self.next = 0
+        with np.load(Path(request["inputs"]), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        batches = loops.whole_batches(arrays, request["batch"])
+        del arrays
+        self.harness_ns = loops.harness_ns(batches[0])
+        self.rotation = Rotation(batches)
+        self.loop = _loop(request)
         gc.collect()
         memory.forget_peak()
         self.before = memory.resident_bytes()
@@ -79,49 +85,38 @@ class _Loaded:
             "peak_bytes": figure_to_json(memory.peak_bytes()),
             "steady_bytes": figure_to_json(steady.resident_bytes),
             "unique_bytes": figure_to_json(steady.unique_bytes),
+            "harness_ns": self.harness_ns,
             "notes": list(getattr(self.session, "notes", ())),
         }
 
-    def turn(self, seconds: float, samples: Path) -> dict[str, object]:
-        """Writes one turn's latencies, int64 nanoseconds: of whole calls, then of `execute`."""
+    def turn(self, request: Mapping[str, Any]) -> dict[str, object]:
+        """Writes one turn's samples: a row each of whole queries, staging, and execution."""
+        seconds = float(request["seconds"])
         settle = min(_SETTLE_SHARE * seconds, _SETTLE_MOST_S)
-        self._measure(settle)
-        whole, alone = self._measure(seconds - settle)
+        loops.one_after_the_other(self.session, self.rotation, Until(seconds=settle))
+        until = Until(
+            seconds=seconds - settle, least=request["least"], most_seconds=request["most_seconds"]
+        )
+        taken = self.loop(self.session, self.rotation, until)
         answer = self.account()
-        with samples.open("wb") as stream:
-            whole.tofile(stream)
-            alone.tofile(stream)
-        return answer
-
-    def _measure(self, seconds: float) -> tuple[array[int], array[int]]:
-        clock, session, batches = time.perf_counter_ns, self.session, self.batches
-        whole, alone = array("q"), array("q")  # 8 bytes a sample: the peak is the engine's
-        gc.disable()  # a collection is Python's pause, not the engine's
-        deadline = clock() + int(seconds * 1e9)
-        end = 0
-        while end < deadline:
-            feeds = batches[self.next]
-            self.next = (self.next + 1) % len(batches)
-            start = clock()
-            session.stage(feeds)
-            staged = clock()
-            session.execute()
-            executed = clock()
-            session.fetch()
-            end = clock()
-            whole.append(end - start)
-            alone.append(executed - staged)
-        gc.enable()
-        return whole, alone
+        with Path(request["samples"]).open("wb") as stream:
+            for row in (taken.whole, taken.stage, taken.execute):
+                row.tofile(stream)
+        return {**answer, "unanswered": taken.unanswered}
 
 
-def _batches(inputs: Path, batch: int) -> Sequence[Mapping[str, Array]]:
-    """Whole batches of the stored samples, each contiguous; a set smaller than one is repeated."""
-    with np.load(inputs, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    count = min(len(values) for values in arrays.values())
-    order = np.resize(np.arange(count), max(batch, count - count % batch)).reshape(-1, batch)
-    return [{name: values[rows] for name, values in arrays.items()} for rows in order]
+def _loop(request: Mapping[str, Any]) -> Loop:
+    """The loop of the scenario that is asked for."""
+    name = request["scenario"]
+    if name == "multi_stream":
+        calls = -(-request["samples_per_query"] // request["batch"])
+        return lambda session, rotation, until: loops.several_at_once(
+            session, rotation, until, calls
+        )
+    if name == "server":
+        gaps = loops.poisson_gaps(request["rate"], request["seed"])
+        return lambda session, rotation, until: loops.arriving(session, rotation, until, gaps)
+    return {"single_stream": loops.one_after_the_other, "offline": loops.back_to_back}[name]
 
 
 def _told(error: EdgekitError) -> dict[str, str]:

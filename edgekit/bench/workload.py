@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgekit import machine
 from edgekit.bench.device_state import lasting_state
+from edgekit.bench.scenarios import SINGLE_STREAM, Scenario
 from edgekit.engines.base import Engine, runtime_module
 from edgekit.errors import InputError
 from edgekit.values import Feeds
@@ -34,14 +35,29 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How arms take turns: `rounds` rounds, in each every arm once; `seconds` for each arm in all.
+    """How arms take turns: `rounds` rounds A B, B A, A B, ...; `seconds` for each arm in all.
 
-    `warmup_seconds` for each arm come first and are not counted.
+    `warmup_seconds` for each arm come first and are not counted; where what was seen of them is
+    not steady there are more, up to eight times as many. The rounds are dealt out to `processes`
+    processes for each arm, one after the other, each with its own load of the engine and warm-up.
+    An arm's turns are prolonged until it has `least_calls` in all, but none by more than half of
+    `patience_s`; a worker that says nothing for `patience_s` longer than it was asked for is ended.
     """
 
     seconds: float
     rounds: int
     warmup_seconds: float
+    processes: int = 1
+    least_calls: int = 0
+    scenario: Scenario = SINGLE_STREAM
+    patience_s: float = 120.0
+
+    def __str__(self) -> str:
+        said = f"{self.rounds} rounds, {self.seconds:g} s, warm-up {self.warmup_seconds:g} s"
+        extras = [f"{self.processes} processes"] if self.processes > 1 else []
+        extras += [f"at least {self.least_calls} calls"] if self.least_calls else []
+        extras += [] if self.scenario == SINGLE_STREAM else [self.scenario.name]
+        return ", ".join([said, *extras])
 
 
 def check_arms(arms: Sequence[Arm], plan: Plan) -> None:
@@ -51,14 +67,24 @@ def check_arms(arms: Sequence[Arm], plan: Plan) -> None:
         raise InputError(
             "arms need different names, and there must be one", got=", ".join(names) or "none"
         )
-    if plan.rounds < 1 or plan.seconds <= 0 or plan.warmup_seconds < 0:
+    if plan.rounds < 1 or plan.seconds <= 0 or plan.warmup_seconds < 0 or plan.least_calls < 0:
         raise InputError("this plan measures nothing", where="bench", got=str(plan))
+    if not 1 <= plan.processes <= plan.rounds:
+        raise InputError(
+            "every process takes one round at least", where="bench.processes", got=str(plan),
+            wanted=f"1 to {plan.rounds} processes",
+        )  # fmt: skip
     for arm in arms:
         counts = {name: len(array) for name, array in arm.inputs.items()}
         if not counts or min(counts.values()) < 1 or arm.batch < 1:
             raise InputError(
                 f'the arm "{arm.name}" has no samples to run on',
                 where="bench", got=str(counts), hint="Measure with real inputs.",
+            )  # fmt: skip
+        if plan.scenario.samples_per_query % arm.batch:
+            raise InputError(
+                "a query of several samples is whole batches", where=f'the arm "{arm.name}"',
+                got=f"{plan.scenario.samples_per_query} samples in batches of {arm.batch}",
             )  # fmt: skip
 
 
@@ -79,7 +105,7 @@ def lasting_conditions(
         "batch": str(arm.batch),
         "threads": str(threads or machine.physical_cores(cpus)),
         "settings": " ".join(f"{k}={v}" for k, v in sorted(arm.engine.settings.items())),
-        "plan": f"{plan.rounds} rounds, {plan.seconds:g} s, warm-up {plan.warmup_seconds:g} s",
+        "plan": str(plan),
         "beside": " ".join(other.engine.sha256 for other in arms if other is not arm),
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -88,7 +114,7 @@ def lasting_conditions(
         "cpu_flags": " ".join(sorted(machine.cpu_flags())),
         "cpus": str(len(cpus)),
     }
-    found |= lasting_state(root)
+    found |= plan.scenario.conditions | lasting_state(root)
     try:
         found["governor"] = _GOVERNOR.read_text().strip()
     except OSError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekit import files
 from edgekit.bench import memory, statistics
 from edgekit.bench.measurement import PASSING, same_conditions
-from edgekit.bench.runner import measure_side_by_side
+from edgekit.bench.runner import measure, measure_side_by_side
+from edgekit.bench.scenarios import Scenario
 from edgekit.bench.workload import Arm, Plan, lasting_conditions
 from edgekit.engines import onnxruntime as runtime
 from edgekit.engines.base import Engine, EngineRequest
@@ -83,7 +85,12 @@ def both(engines: tuple[Engine, Engine]) -> tuple[Measurement, ...]:
     )  # fmt: skip
     turns = [words for _, words in said if words.startswith("round")]
     assert turns == [
-        f"round {turn} of 3, {name}" for turn in (1, 2, 3) for name in ("small", "large")
+        "round 1 of 3, small",
+        "round 1 of 3, large",
+        "round 2 of 3, large",
+        "round 2 of 3, small",
+        "round 3 of 3, small",
+        "round 3 of 3, large",
     ]
     assert [fraction for fraction, _ in said] == sorted(fraction for fraction, _ in said)
     assert (said[0][0], said[-1][0]) == (0.0, 1.0)
@@ -106,6 +113,20 @@ def test_576_times_the_work_takes_longer(both: tuple[Measurement, ...]) -> None:
     assert ratio.value > 2
     assert not isinstance(ratio.interval, Unknown)
     assert ratio.interval[0] > 1
+
+
+def test_what_a_call_is_made_of_is_measured_apart(both: tuple[Measurement, ...]) -> None:
+    for m in both:
+        parts = [m.figures[f"{name}_p50_s"] for name in
+                 ("host_to_device", "execute", "device_to_host")]  # fmt: skip
+        assert all(isinstance(part, float) and part > 0 for part in parts)
+        whole = statistics.percentile(m.samples, 50)
+        assert sum(parts) == pytest.approx(whole, rel=0.25)  # type: ignore[arg-type]
+
+
+def test_the_harness_tells_its_own_cost(both: tuple[Measurement, ...]) -> None:
+    for m in both:
+        assert 0 < m.figures["harness_s"] < 2e-5  # type: ignore[operator]
 
 
 def test_execution_alone_is_shorter_than_the_call(both: tuple[Measurement, ...]) -> None:
@@ -238,6 +259,122 @@ def test_a_worker_that_dies_is_an_error_that_names_its_arm(
             [arm("small", engines[0])], seconds=0.2, rounds=2, on_progress=kill
         )  # fmt: skip
     assert children() == before
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_was_taken_before_a_worker_fails_is_handed_over_and_no_more(
+    engines: tuple[Engine, Engine], number: int
+) -> None:
+    before, kept = children(), []
+
+    def hurt(fraction: float, words: str) -> None:
+        if words == "round 3 of 4, large":
+            for child in children() - before:
+                os.kill(child, number)
+
+    plan = Plan(seconds=0.4, rounds=4, warmup_seconds=0, patience_s=1.0)
+    with pytest.raises(ResourceError) as raised:
+        measure(
+            [arm("small", engines[0]), arm("large", engines[1])], plan,
+            on_progress=hurt, on_stopped=kept.extend,
+        )  # fmt: skip
+    assert children() == before
+    if number == signal.SIGSTOP:
+        assert raised.value.what == 'the process that measured "large" did not answer'
+    assert [(m.arm, len(m.rounds)) for m in kept] == [("small", 3), ("large", 2)]
+    for m in kept:
+        assert len(m.samples) > m.rounds[-1]  # a round is whole, or it is not there
+        assert m.broken == (f"broken off: {raised.value}",)
+
+
+@linux
+def test_ctrl_c_keeps_the_rounds_that_are_whole(engines: tuple[Engine, Engine]) -> None:
+    kept: list[Measurement] = []
+
+    def interrupt(fraction: float, words: str) -> None:
+        if words.startswith("round 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(
+            [arm("small", engines[0])], Plan(seconds=0.2, rounds=2, warmup_seconds=0),
+            on_progress=interrupt, on_stopped=kept.extend,
+        )  # fmt: skip
+    assert [len(m.rounds) for m in kept] == [1]
+    assert kept[0].broken == ("broken off: KeyboardInterrupt",)
+
+
+def test_a_run_that_ends_before_its_first_round_hands_nothing_over(
+    engines: tuple[Engine, Engine],
+) -> None:
+    wrong = replace(arm("small", engines[0]), inputs={"x": np.zeros((2, 31), np.float32)})
+    kept: list[Measurement] = []
+    with pytest.raises(InputError):
+        measure([wrong], Plan(seconds=0.1, rounds=1, warmup_seconds=0), on_stopped=kept.extend)
+    assert kept == []
+
+
+def test_every_process_loads_the_engine_anew_and_takes_its_share_of_the_rounds(
+    engines: tuple[Engine, Engine],
+) -> None:
+    seen: list[set[int]] = []
+    (found,) = measure(
+        [arm("small", engines[0])],
+        Plan(seconds=0.15, rounds=5, warmup_seconds=0, processes=3),
+        on_progress=lambda fraction, words: seen.append(children()) if "round" in words else None,
+    )
+    assert len({frozenset(each) for each in seen}) == 3
+    assert len(found.rounds) == 5
+    assert [found.rounds.index(start) for start in found.processes] == [0, 1, 3]
+
+
+def test_so_many_calls_are_waited_for(engines: tuple[Engine, Engine]) -> None:
+    (found,) = measure(
+        [arm("large", engines[1])],
+        Plan(seconds=0.01, rounds=2, warmup_seconds=0, least_calls=64),
+    )
+    assert len(found.samples) >= 64
+
+
+def test_a_clock_that_is_set_meanwhile_is_doubted_and_moves_no_sample(
+    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, step = time.time, [0.0]
+    monkeypatch.setattr("edgekit.bench.taken.time.time", lambda: real() + step[0])
+
+    def set_clock(fraction: float, words: str) -> None:
+        if words.startswith("round 2"):
+            step[0] = -7200.0
+
+    (found,) = measure(
+        [arm("small", engines[0])], Plan(seconds=0.1, rounds=2, warmup_seconds=0),
+        on_progress=set_clock,
+    )  # fmt: skip
+    assert any(doubt.startswith("the clock went 7200 s back") for doubt in found.doubts)
+    assert abs(found.taken_at - real()) < 60
+    assert 0 < min(found.samples) <= max(found.samples) < 1
+
+
+@pytest.mark.parametrize(
+    ("scenario", "quantity", "batch"),
+    [
+        (Scenario(name="multi_stream", samples_per_query=6), "query_latency", 6),
+        (Scenario(name="offline"), "offline_interval", 2),
+        (Scenario(name="server", rate=200.0), "server_latency", 2),
+    ],
+)
+def test_each_scenario_in_a_real_worker(
+    engines: tuple[Engine, Engine], scenario: Scenario, quantity: str, batch: int
+) -> None:
+    plan = Plan(seconds=0.3, rounds=2, warmup_seconds=0, scenario=scenario)
+    (found,) = measure([arm("small", engines[0], batch=2)], plan)
+    assert (found.quantity, found.batch) == (quantity, batch)
+    assert len(found.samples) > 10
+    assert scenario.conditions.items() <= found.conditions.items()
+    if scenario.name == "server":
+        assert 100 < found.figures["answered_per_s"] < 300  # type: ignore[operator]
+        assert found.figures["unanswered"] == 0
 
 
 @linux
