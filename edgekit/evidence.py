@@ -121,10 +121,10 @@ def stored_regression(
 ) -> Estimate:  # fmt: skip
     """The regression against a measurement of another time.
 
-    Where both took turns with one and the same original engine (`originals`: now, then), its rate
-    stands between them and what changed of the machine cancels. Else the two rates are compared as
-    they are, and the interval is widened by the machine's noise floor; without a floor the
-    regression is unknown, for then nobody knows how much two times differ.
+    Where both took turns with one and the same original engine (`originals`: now, then) under one
+    runtime, its rate stands between them and what changed of the machine cancels. Else the two
+    rates are compared as they are, and the interval is widened by the machine's noise floor;
+    without a floor the regression is unknown, for nobody knows how much two times differ.
     """
     if originals is not None and _one_engine(*originals):
         now, then = originals
@@ -139,8 +139,12 @@ def stored_regression(
 
 
 def _one_engine(one: Measurement, other: Measurement) -> bool:
-    sha = one.conditions.get("engine_sha256")
-    return bool(sha) and sha == other.conditions.get("engine_sha256")
+    """Whether both ran the same engine by the same runtime, which is a part of its speed."""
+    now, then = (
+        tuple(m.conditions.get(name) for name in ("engine_sha256", "runtime"))
+        for m in (one, other)
+    )  # fmt: skip
+    return all(now) and now == then
 
 
 def _from_statistics(

@@ -56,16 +56,19 @@ class History:
         self._connection, self._path = connection, path
 
     def record(
-        self, measurements: Sequence[Measurement], *, model: str, target: str, revision: Revision
-    ) -> str:
+        self, measurements: Sequence[Measurement], *, model: str, target: str, revision: Revision,
+        places: Mapping[str, str] | None = None,
+    ) -> str:  # fmt: skip
         """Adds the arms of one run, all or none, and returns the run's name.
 
-        A run that is there already is written anew with the rounds that it has got since.
+        A run that is there already is written anew with the rounds that it has got since. `places`
+        says where the arms' engines lie.
         """
         run = run_name(measurements)
         with translated(self._path), writing(self._connection):
             for measurement in measurements:
-                row = row_of(measurement, run, model, target, revision)
+                place = (places or {}).get(measurement.arm, "")
+                row = row_of(measurement, run, model, target, revision, place)
                 there = self._connection.execute(
                     "SELECT id FROM measurement WHERE run = ? AND arm = ?", (run, measurement.arm)
                 ).fetchone()
@@ -138,6 +141,18 @@ class History:
                 got=str(error), hint="It was left as it is; choose another baseline.",
             ) from error  # fmt: skip
 
+    def picked(
+        self, pick: str, *, model: str, target: str, not_run: str = ""
+    ) -> tuple[Entry, ...] | Unknown:
+        """The entries that `pick` may mean and that passed or were accepted, the newest last."""
+        judged = [
+            entry for entry in self.entries(model, target)
+            if (entry.verdict is not None or entry.accepted) and entry.run != not_run
+        ]  # fmt: skip
+        named = [entry for entry in judged if _is_picked(entry, pick)]
+        good = [entry for entry in named if entry.accepted or entry.verdict is Verdict.PASS]
+        return tuple(good) if good else Unknown(_nothing(pick, model, target, named))
+
     def baseline(
         self, pick: str, new: Measurement, *, model: str, target: str, not_run: str = "",
         original: str = "original",
@@ -148,14 +163,9 @@ class History:
         that may be compared with `new`. One that passed the gate, or was accepted, is wanted even
         for a commit. `not_run` is the run that `new` is of: nothing is its own baseline.
         """
-        judged = [
-            entry for entry in self.entries(model, target)
-            if (entry.verdict is not None or entry.accepted) and entry.run != not_run
-        ]  # fmt: skip
-        named = [entry for entry in judged if _is_picked(entry, pick)]
-        good = [entry for entry in named if entry.accepted or entry.verdict is Verdict.PASS]
-        if not good:
-            return Unknown(_nothing(pick, model, target, named))
+        good = self.picked(pick, model=model, target=target, not_run=not_run)
+        if isinstance(good, Unknown):
+            return good
         why = ""
         for entry in reversed(good):
             measurement = self.measurement(entry.id)

@@ -23,6 +23,7 @@ CREATE TABLE measurement (
     target TEXT NOT NULL,
     arm TEXT NOT NULL,
     engine TEXT NOT NULL,
+    place TEXT NOT NULL,
     quantity TEXT NOT NULL,
     batch INTEGER NOT NULL,
     taken_at REAL NOT NULL,

@@ -14,8 +14,8 @@ from edgekit.bench.measurement import from_json, to_json
 from edgekit.values import Figure, Measurement, Unknown, Verdict, figure_from_json, figure_to_json
 
 LISTED = (
-    "id, run, model, target, arm, engine, quantity, batch, taken_at, commit_id, changed, tags, "
-    "fps, p99_ms, verdict, because, accepted"
+    "id, run, model, target, arm, engine, place, quantity, batch, taken_at, commit_id, changed, "
+    "tags, fps, p99_ms, verdict, because, accepted"
 )
 """The columns that make an Entry, in its order."""
 
@@ -37,7 +37,7 @@ class Entry:
     """One measurement as it is listed. `verdict` is None for an arm that no gate was asked about.
 
     `accepted`: somebody has taken it for a baseline by hand. `run` is shared by the arms that took
-    turns.
+    turns. `place` is where the engine lay, empty where nobody said.
     """
 
     id: int
@@ -55,6 +55,7 @@ class Entry:
     verdict: Verdict | None
     because: str
     accepted: bool
+    place: str = ""
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready."""
@@ -83,8 +84,9 @@ def run_name(measurements: Sequence[Measurement]) -> str:
 
 
 def row_of(
-    measurement: Measurement, run: str, model: str, target: str, revision: Revision
-) -> dict[str, object]:
+    measurement: Measurement, run: str, model: str, target: str, revision: Revision,
+    place: str,
+) -> dict[str, object]:  # fmt: skip
     """The columns of a measurement that is added, by name; its samples are compressed JSON."""
     text = json.dumps(to_json(measurement), separators=(",", ":")).encode()
     count = len(measurement.samples)
@@ -98,6 +100,7 @@ def row_of(
         "target": target,
         "arm": measurement.arm,
         "engine": measurement.conditions.get("engine_sha256", ""),
+        "place": place,
         "quantity": measurement.quantity,
         "batch": measurement.batch,
         "taken_at": measurement.taken_at,
@@ -113,11 +116,11 @@ def row_of(
 
 def entry_of(row: Sequence[Any]) -> Entry:
     """The entry in a row of the columns `LISTED`."""
-    (number, run, model, target, arm, engine, quantity, batch, taken_at, commit, changed, tags, fps,
-     p99_ms, verdict, because, accepted) = row  # fmt: skip
+    (number, run, model, target, arm, engine, place, quantity, batch, taken_at, commit, changed,
+     tags, fps, p99_ms, verdict, because, accepted) = row  # fmt: skip
     return Entry(
-        id=number, run=run, model=model, target=target, arm=arm, engine=engine, quantity=quantity,
-        batch=batch, taken_at=taken_at,
+        id=number, run=run, model=model, target=target, arm=arm, engine=engine, place=place,
+        quantity=quantity, batch=batch, taken_at=taken_at,
         revision=Revision(commit=commit, changed=bool(changed), tags=tuple(json.loads(tags))),
         fps=figure_from_json(json.loads(fps)), p99_ms=figure_from_json(json.loads(p99_ms)),
         verdict=Verdict(verdict) if verdict else None, because=because, accepted=bool(accepted),

@@ -11,7 +11,7 @@ from edgekit.bench import statistics
 from edgekit.bench.measurement import age_s
 from edgekit.engines.base import Engine
 from edgekit.pipeline.candidates import Candidate
-from edgekit.pipeline.past import ORIGINAL, Past
+from edgekit.pipeline.past import ORIGINAL, Past, Rival
 from edgekit.pipeline.publish import (
     accuracy_estimates,
     accuracy_evidence,
@@ -39,6 +39,7 @@ class Grounds:
     shares: Mapping[Precision, Figure]
     engines: Mapping[str, Engine]
     past: Past
+    rival: Rival | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,12 @@ def judge(grounds: Grounds, measured: Sequence[Measurement]) -> Judged:
         **gate.measured_estimates(taken, by_arm[ORIGINAL], confidence),
     }
     if "max_regression" in limits:
-        estimates["regression"] = grounds.past.regression(measured, precision, confidence)
+        estimates["regression"] = grounds.past.regression(
+            measured, precision, confidence, grounds.rival
+        )
     evidence = replace(
         evidence, estimates=estimates, on_device=True, age_s=age, invalid=taken.broken,
-        unchecked=taken.unchecked, noise_floor=grounds.past.noise_floor,
+        unchecked=taken.unchecked, noise_floor=grounds.past.noise_floor(taken.conditions),
     )  # fmt: skip
     decision = gate.decide(evidence, limits)
     return Judged(chosen=chosen, why=why, evidence=evidence, decision=decision, age_s=age)

@@ -58,15 +58,18 @@ def finish_here(  # noqa: PLR0913, PLR0917
     engines |= {c.precision: load_engine(cache.entry(c.engine)) for c in candidates}
     reports = {c.precision: report_of(cache, c.verified) for c in candidates}
     past = past_of(chain.recipe, target.name)
-    past.check(chain.recipe.gate.limits())
+    rival = past.rival(engines)
+    if rival is not None and rival.engine is not None:
+        engines[rival.arm] = rival.engine
     bench = _Bench(workshop, project, chain.recipe, target, engines, past)
+    past.check(chain.recipe.gate.limits(), bench.conditions)
     reused = bench.reuse() if not rebench else False
     if not reused:
         bench.measure()
     shares = {c.precision: int8_share_of(cache, chain, c.precision) for c in candidates}
     grounds = Grounds(
         recipe=chain.recipe, candidates=candidates, reports=reports, shares=shares,
-        engines=engines, past=past,
+        engines=engines, past=past, rival=rival,
     )  # fmt: skip
     judged = judge(grounds, bench.measured)
     while undecided(judged) and bench.runs < MOST_RUNS:
@@ -127,7 +130,7 @@ class _Bench:
         self, workshop: Workshop, project: Project, recipe: Recipe, target: Target,
         engines: Mapping[str, Engine], past: Past,
     ) -> None:  # fmt: skip
-        self._past = past
+        self._past, self._engines = past, engines
         self.measured: tuple[Measurement, ...] = ()
         self.runs = 0
         self._workshop, self._target, self._options = workshop, target.name, recipe.bench
@@ -141,6 +144,9 @@ class _Bench:
             for name, engine in engines.items()
         ]  # fmt: skip
         options = recipe.bench
+        self._plan = Plan(
+            seconds=options.seconds, rounds=options.rounds, warmup_seconds=options.warmup_seconds
+        )
         key = key_of(
             "measurement",
             engines={name: engine.sha256 for name, engine in engines.items()},
@@ -150,18 +156,19 @@ class _Bench:
         )
         self.path = project.cache.folder / "measurements" / f"{key}.json"
 
+    @property
+    def conditions(self) -> Mapping[str, str]:
+        """What holds for every arm before anything is measured."""
+        return lasting_conditions(self._arms[0], self._arms, self._plan)
+
     def reuse(self) -> bool:
         """Takes the stored measurement if it still stands, and says how old it is."""
         if not self.path.is_file():
             return False
         stored = load_measurements(self.path)
-        plan = Plan(
-            seconds=self._options.seconds, rounds=self._options.rounds,
-            warmup_seconds=self._options.warmup_seconds,
-        )  # fmt: skip
         ages = [age_s(m, time.time()) for m in stored]
         same = len(stored) == len(self._arms) and all(
-            same_conditions(m.conditions, lasting_conditions(arm, self._arms, plan))
+            same_conditions(m.conditions, lasting_conditions(arm, self._arms, self._plan))
             for m, arm in zip(stored, self._arms, strict=True)
         )
         if not same or not all(0 <= age <= self._options.max_age for age in ages):
@@ -169,7 +176,7 @@ class _Bench:
         if any(m.broken or m.unchecked for m in stored):
             return False  # whoever has mended that wants to see it
         self.measured, self.runs = stored, MOST_RUNS
-        self._past.record(stored)
+        self._past.record(stored, self._engines)
         self._tell("cached", f"taken {_ago(ages[0])}")
         self._workshop.note(
             "bench", self._target, cached=True, seconds=0.0, said=f"taken {_ago(ages[0])}"
@@ -190,7 +197,7 @@ class _Bench:
         self.measured = tuple(map(pooled, earlier, run)) if earlier else run
         self.runs += 1
         save_measurements(self.measured, self.path)
-        self._past.record(self.measured)
+        self._past.record(self.measured, self._engines)
         said = ", ".join(f"{m.arm} {statistics.fps(m).value:,.0f} FPS" for m in self.measured)
         if self.runs > 1:
             said += f" (run {self.runs}: the gate was undecided)"

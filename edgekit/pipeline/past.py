@@ -4,22 +4,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit import gate
+from edgekit.bench import noise_floor
+from edgekit.engines.base import Engine, runtime_module
+from edgekit.engines.fit import require_fit
+from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
-from edgekit.evidence import NO_NOISE_FLOOR, Estimate, stored_regression
+from edgekit.evidence import Estimate, paired_regression, stored_regression
 from edgekit.gate import Decision
-from edgekit.history import LAST_PASSED, Baseline, Revision, history_file, open_history, run_name
+from edgekit.history import (
+    LAST_PASSED,
+    Baseline,
+    Entry,
+    Revision,
+    history_file,
+    open_history,
+    run_name,
+)
 from edgekit.pipeline.revision import revision_of
 from edgekit.recipe import Recipe
 from edgekit.values import Figure, Measurement, Unknown
 
-ORIGINAL = "original"
+ORIGINAL, BASELINE = "original", "baseline"
 NO_REVISION = Revision()
 OFF = "none"
 """What `[bench] history` says where nothing is to be remembered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """The baseline's own engine, to take turns with the candidates as the arm of that name.
+
+    `engine` is None where that arm is there already: the engine has not changed since.
+    """
+
+    entry: Entry
+    arm: str
+    engine: Engine | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +58,13 @@ class Past:
     target: str
     pick: str = ""
     revision: Revision = NO_REVISION
-    noise_floor: Figure = NO_NOISE_FLOOR
 
-    def check(self, limits: Mapping[str, float]) -> None:
+    def check(self, limits: Mapping[str, float], conditions: Mapping[str, str]) -> None:
         """Says before anything is measured what would be said afterwards.
 
         Raises InputError for a limit under the noise floor and for a history that cannot be used.
         """
-        gate.check_limits(limits, self.noise_floor)
+        gate.check_limits(limits, self.noise_floor(conditions))
         if self.path is None:
             if "max_regression" in limits:
                 raise InputError(
@@ -53,13 +76,43 @@ class Past:
         with open_history(self.path):
             pass
 
-    def record(self, measured: Sequence[Measurement]) -> None:
+    def noise_floor(self, conditions: Mapping[str, str]) -> Figure:
+        """By how much two runs of one engine differ under these conditions, if that is known."""
+        return noise_floor.stored(self.target, conditions)
+
+    def rival(self, engines: Mapping[str, Engine]) -> Rival | None:
+        """The baseline's engine where it can run again: still there, and under its own runtime.
+
+        Two engines that take turns are held against one another far more closely than two
+        measurements of two days. None where it is gone, or where the runtime has changed since:
+        then what the runtime costs is part of the question, and both would have the new one.
+        """
+        if self.path is None or not self.pick:
+            return None
+        with open_history(self.path) as history:
+            found = history.picked(self.pick, model=self.model, target=self.target)
+            if isinstance(found, Unknown):
+                return None
+            entry = found[-1]
+            runtime = history.measurement(entry.id).conditions.get("runtime", "")
+        same = [arm for arm, engine in engines.items() if engine.sha256 == entry.engine]
+        engine = engines[same[0]] if same else _engine_at(entry)
+        if engine is None or runtime != _runtime_of(engine):
+            return None
+        if same:
+            arm = next((arm for arm in same if arm != ORIGINAL), same[0])
+            return Rival(entry=entry, arm=arm, engine=None)
+        return Rival(entry=entry, arm=BASELINE, engine=engine)
+
+    def record(self, measured: Sequence[Measurement], engines: Mapping[str, Engine]) -> None:
         """Adds a run; one that is there already is written anew. Raises as `open_history` does."""
         if self.path is not None:
+            places = {arm: str(engine.path.resolve()) for arm, engine in engines.items()}
             with open_history(self.path) as history:
                 history.record(
-                    measured, model=self.model, target=self.target, revision=self.revision
-                )
+                    measured, model=self.model, target=self.target, revision=self.revision,
+                    places=places,
+                )  # fmt: skip
 
     def judge(self, measured: Sequence[Measurement], arm: str, decision: Decision) -> None:
         """Writes down what the gate said of one arm of a run."""
@@ -67,9 +120,20 @@ class Past:
             with open_history(self.path) as history:
                 history.judge(run_name(measured), arm, decision.verdict, decision.because)
 
-    def regression(self, measured: Sequence[Measurement], arm: str, confidence: float) -> Estimate:
-        """The regression of one arm of a run against the baseline that the recipe asks for."""
+    def regression(
+        self, measured: Sequence[Measurement], arm: str, confidence: float,
+        rival: Rival | None = None,
+    ) -> Estimate:  # fmt: skip
+        """The regression of one arm of a run against the baseline that the recipe asks for.
+
+        Against the rival's arm where there is one, else against what is stored.
+        """
         by_arm = {m.arm: m for m in measured}
+        if rival is not None and rival.arm == arm:
+            return Estimate(value=0.0, source=f"the engine is the same, {_named(rival.entry)}")
+        if rival is not None:
+            paired = paired_regression(by_arm[arm], by_arm[rival.arm], confidence)
+            return replace(paired, source=f"{paired.source}, {_named(rival.entry)}")
         found = self._baseline(by_arm[arm], run_name(measured))
         if isinstance(found, Unknown):
             return Estimate(value=found)
@@ -77,7 +141,8 @@ class Past:
         return stored_regression(
             by_arm[arm], found.measurement,
             originals=None if now is None or then is None else (now, then),
-            noise_floor=self.noise_floor, source=_named(found), confidence=confidence,
+            noise_floor=self.noise_floor(by_arm[arm].conditions), source=_named(found.entry),
+            confidence=confidence,
         )  # fmt: skip
 
     def _baseline(self, new: Measurement, run: str) -> Baseline | Unknown:
@@ -89,7 +154,7 @@ class Past:
             )
 
 
-def past_of(recipe: Recipe, target: str, noise_floor: Figure = NO_NOISE_FLOOR) -> Past:
+def past_of(recipe: Recipe, target: str) -> Past:
     """What a recipe says of the history, for one target."""
     named = recipe.bench.history
     path = history_file(str(recipe.folder / Path(named).expanduser()) if named else "")
@@ -97,12 +162,27 @@ def past_of(recipe: Recipe, target: str, noise_floor: Figure = NO_NOISE_FLOOR) -
     return Past(
         path=None if named == OFF else path, model=recipe.name, target=target,
         pick="" if regression is None else recipe.gate.baseline or LAST_PASSED,
-        revision=revision_of(recipe.folder), noise_floor=noise_floor,
+        revision=revision_of(recipe.folder),
     )  # fmt: skip
 
 
-def _named(baseline: Baseline) -> str:
-    entry = baseline.entry
+def _engine_at(entry: Entry) -> Engine | None:
+    """The engine that was measured, where it still lies in its place and runs on this machine."""
+    if not entry.place:
+        return None
+    try:
+        engine = load_engine(Path(entry.place))
+        require_fit(engine)
+    except InputError:
+        return None
+    return engine if engine.sha256 == entry.engine else None
+
+
+def _runtime_of(engine: Engine) -> str:
+    return f"{engine.runtime} {runtime_module(engine.runtime).installed_version()}"
+
+
+def _named(entry: Entry) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.taken_at))
     commit = f", commit {entry.revision.commit[:10]}" if entry.revision.commit else ""
     return f"against {entry.id} of the history ({entry.arm}, {when} UTC{commit})"
