@@ -35,6 +35,7 @@ RUNTIMES_OWN = ("weight_bytes", "activation_bytes", "scratch_bytes", "context_by
 """Those that an engine's manifest keeps, where its builder says them."""
 
 _CLEAR = Path("/proc/self/clear_refs")
+_NVMAP = ("sys", "kernel", "debug", "nvmap", "iovmm", "clients")
 _PRIVATE = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
 
 
@@ -107,13 +108,18 @@ def forget_peak() -> None:
         return  # the peak is then since the start: never too small
 
 
+def shows_nvmap(root: Path = Path("/")) -> bool:
+    """Whether this is a Jetson whose nvmap we may read."""
+    return os.access(root.joinpath(*_NVMAP), os.R_OK)
+
+
 def nvmap_bytes(pids: Collection[int] = (), root: Path = Path("/")) -> Figure:
     """What these processes (this one for none) hold in a Jetson's nvmap; only root may read it.
 
     Written from the file's known form, CLIENT PROCESS PID SIZE with sizes in K; not yet read on a
     Jetson.
     """
-    place = root.joinpath("sys", "kernel", "debug", "nvmap", "iovmm", "clients")
+    place = root.joinpath(*_NVMAP)
     try:
         text = place.read_text(errors="replace")
     except OSError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgekit.bench import sensors, tegrastats
+from edgekit.bench import memory, sensors, tegrastats
 from edgekit.bench.device_state import DeviceState, read_state
 from edgekit.bench.load import OtherLoad, descendants
 from edgekit.bench.nvml import GpuReading, Nvml, nvml
@@ -122,6 +122,9 @@ class Watch:
             take("cpu_hz", sum(known) / len(known), "Hz", "cpufreq, the mean of the CPUs")
         take("gpu_hz", sensors.gpu_clock(root).now_hz, "Hz", "devfreq")
         take("available_bytes", sensors.available_bytes(root), "bytes", "MemAvailable")
+        if memory.shows_nvmap(root):
+            held = memory.nvmap_bytes(_own_pids(), root)
+            take("nvmap_bytes", held, "bytes", "nvmap, of our processes")
         self._readings.take_energy(sensors.packages_joules(root))
         self._read_pi()
         if isinstance(self._gpu, Nvml):
@@ -137,7 +140,7 @@ class Watch:
                 self._slowed[said] = None
 
     def _read_gpu(self, gpu: Nvml) -> None:
-        found = gpu.read({os.getpid(), *(child.pid for child in descendants())})
+        found = gpu.read(_own_pids())
         take = self._readings.take
         if not isinstance(found, GpuReading):
             self._readings.miss("gpu_own_bytes", found.reason)
@@ -252,6 +255,10 @@ class _Readings:
 
     def unread(self) -> dict[str, str]:
         return {name: said for name, said in self._missing.items() if name not in self._taken}
+
+
+def _own_pids() -> frozenset[int]:
+    return frozenset({os.getpid(), *(child.pid for child in descendants())})
 
 
 def _cpu_s(pid: int) -> float:

@@ -118,18 +118,21 @@ class TelemetryReport:
 
     def figures(self, fps: Figure, windows: Sequence[Window] | None = None) -> dict[str, Figure]:
         """What a Measurement keeps, by name; the unit is the name's end."""
-        gpu = self.series.get("gpu_own_bytes")
-        gpu_reason = self.unread.get("gpu_own_bytes", "nothing here tells a GPU's memory")
         return {
             "mean_power_w": self.mean_power_w(windows),
             "joules_per_sample": self.joules_per_sample(fps, windows),
             "start_temperature_c": self.start_temperature_c,
             "peak_temperature_c": self.peak_temperature_c,
             "available_drop_bytes": self.available_drop_bytes,
-            "gpu_memory_bytes": max(gpu.values) if gpu is not None else Unknown(gpu_reason),
+            "gpu_memory_bytes": self._most("gpu_own_bytes", "nothing here tells a GPU's memory"),
+            "nvmap_bytes": self._most("nvmap_bytes", "there is no nvmap that we may read"),
             "other_load_share": self.other_load,
             "telemetry_cost_share": self.cost_share,
         }
+
+    def _most(self, name: str, otherwise: str) -> Figure:
+        series = self.series.get(name)
+        return max(series.values) if series else Unknown(self.unread.get(name, otherwise))
 
     def doubts(self) -> tuple[str, ...]:
         """What makes the run less than certain though no condition forbids it."""
