@@ -22,15 +22,17 @@ from edgekit.bench.statistics.rates import (
 from edgekit.bench.statistics.ratios import (
     look_confidence,
     noise_floor,
+    over_processes,
     ratio_of_processes,
     speedup,
+    undisturbed_ratio,
 )
 from edgekit.bench.statistics.stationary import Ends, burst_and_sustained, steady_from
 
 __all__ = [
     "CONFIDENCE", "Doubt", "Ends", "Estimated", "burst_and_sustained", "doubts",
     "early_stopping", "effective_samples", "enough_samples", "fps", "long_run_variance",
-    "look_confidence", "noise_floor", "percentile", "percentile_estimate", "process_samples",
-    "ratio_of_processes", "round_samples", "round_spread", "speedup", "steady_from",
-    "throughput",
+    "look_confidence", "noise_floor", "over_processes", "percentile", "percentile_estimate",
+    "process_samples", "ratio_of_processes", "round_samples", "round_spread", "speedup",
+    "steady_from", "throughput", "undisturbed_ratio",
 ]  # fmt: skip

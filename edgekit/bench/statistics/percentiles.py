@@ -38,11 +38,12 @@ def percentile_estimate(
 
     Calls in a row are alike: n of them are worth m, the effective number of the indicators
     [x <= q] (`autocorrelation.effective_samples`), the fewer of those of the percentile itself and
-    of one with twice its tail, of which more is seen. The ranks l and u of m independent samples
-    (`intervals.order_ranks`) stand at l / (m + 1) and u / (m + 1) of the distribution, and the
-    interval's ends are the samples there, rounded outwards. Nothing is assumed of the
-    distribution. Unknown where m, or what the samples are worth for the median, is too small for
-    such ranks: bursts of slow calls must be many before the tail they make is known.
+    of one with twice its tail, of which more is seen (beside the median: of 40 and 60%). The ranks
+    l and u of m independent samples (`intervals.order_ranks`) stand at l / (m + 1) and u / (m + 1)
+    of the distribution, and the interval's ends are the samples there, rounded outwards. Nothing
+    is assumed of the distribution. Unknown where m, or what the samples are worth for the median,
+    is too small for such ranks: bursts of slow calls must be many before the tail they make is
+    known.
     """
     value = percentile(samples, percent)
     ordered = np.sort(np.asarray(samples, np.float64))
@@ -67,9 +68,9 @@ def _worth(series: Array, ordered: Array, p: float) -> tuple[int, int]:
         limit = ordered[_rank(len(ordered), 100 * quantile) - 1]
         return effective_samples((series <= limit).astype(np.float64))
 
-    wider = (max(0.5, 2 * p - 1) if p > 0.5 else min(0.5, 2 * p)) if p != 0.5 else 0.4
+    near = {p, 0.4, 0.6} if p == 0.5 else {p, max(0.5, 2 * p - 1) if p > 0.5 else min(0.5, 2 * p)}
     at_the_middle = worth(0.5)
-    return max(1, int(min(worth(p), worth(wider)))), max(1, int(at_the_middle))
+    return max(1, int(min(map(worth, near)))), max(1, int(at_the_middle))
 
 
 def enough_samples(percent: float) -> int:

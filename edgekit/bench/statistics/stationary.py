@@ -40,7 +40,7 @@ def steady_from(samples: Sequence[float] | Array) -> int | Unknown:
     sums = np.cumsum(batches[::-1])[::-1]
     squares = np.cumsum(batches[::-1] ** 2)[::-1]
     # The last cuts leave too few batches to have a spread at all.
-    errors = (np.maximum(squares - sums**2 / left, 0.0) / left**2)[: count * 3 // 4]
+    errors = (np.maximum(squares - sums**2 / left, 0.0) / left**2)[: count - max(count // 10, 5)]
     errors[errors <= errors.max() * 1e-12] = 0.0
     cut = int(np.flatnonzero(errors <= errors.min() * _SLACK)[0])
     if cut > count / 2:
