@@ -107,8 +107,11 @@ def regression_estimate(ratio: Ratio) -> Estimate:
 def paired_regression(
     candidate: Measurement, baseline: Measurement, confidence: float = statistics.CONFIDENCE
 ) -> Estimate:
-    """The regression against a baseline that took turns with the candidate in the same rounds."""
-    found = statistics.speedup(candidate, baseline, confidence)
+    """The regression against a baseline that took turns with the candidate in the same rounds.
+
+    Of undisturbed calls, where several processes took them (`statistics.undisturbed_ratio`).
+    """
+    found = statistics.undisturbed_ratio(candidate, baseline, confidence)
     source = f"in turn with {baseline.arm}"
     return regression_estimate(Ratio(value=found.value, interval=found.interval, source=source))
 
