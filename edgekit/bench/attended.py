@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Where a measurement is taken: the target whose conditions count, and the system's files."""
+    """Where a measurement is taken: the target whose conditions count, and the system's files.
+
+    `doubts` are reasons to doubt whatever is measured there.
+    """
 
     target: Target | None = None
     root: Path = Path("/")
+    doubts: tuple[str, ...] = ()
 
 
 HERE = Site()
@@ -48,14 +52,21 @@ def attended(
     """
     judged = check_conditions(site.target, report) if site.target is not None else Judged()
     broken = tuple(map(str, judged.broken))
-    fps: Figure = statistics.fps(measured).value if measured.samples else Unknown("no sample")
     passing = {"power_source": report.power_source or "not readable"}
     slowed = () if any(each.when == "during" for each in judged.broken) else report.doubts()
     return replace(
         measured,
-        figures={**measured.figures, **report.figures(fps, windows)},
+        figures={**measured.figures, **report.figures(_rate(measured), windows)},
         conditions={**measured.conditions, **passing},
-        doubts=(*measured.doubts, *slowed, *map(str, judged.unread), *broken),
+        doubts=(*measured.doubts, *site.doubts, *slowed, *map(str, judged.unread), *broken),
         broken=broken,
         unchecked=tuple(map(str, judged.unread)),
     )
+
+
+def _rate(measured: Measurement) -> Figure:
+    """Samples a second while the arm was at work; of a server, those that it answered."""
+    if not measured.samples:
+        return Unknown("no sample was taken")
+    answered = measured.figures.get("answered_per_s")
+    return answered if answered is not None else statistics.fps(measured).value

@@ -295,3 +295,17 @@ def test_a_build_in_the_wrong_power_mode_is_invalid_until_it_is_mended(
     device.says("nvpmodel", "NV Power Mode: MAXN\n0\n")
     right = build(request, on_event=lambda event: None)
     assert (right.exit_code, right.targets[0].verdict) == (0, Verdict.PASS)
+
+
+def test_a_servers_energy_is_by_what_it_answered(device: Device) -> None:
+    at = tuple(float(second) for second in range(10))
+    power = {"power_w": Series(unit="W", source="tegrastats VDD_IN", at_s=at, values=(12.0,) * 10)}
+    waited = Measurement(
+        arm="a", quantity="latency", unit="s", samples=(1.0,) * 20, rounds=(0, 10), batch=1,
+        taken_at=time.time(), figures={"answered_per_s": 60.0},
+    )  # fmt: skip
+    found = attended(waited, watched(device, series=power), Site(root=device.root), [(0.0, 9.0)])
+    assert found.figures["joules_per_sample"] == pytest.approx(0.2)
+    in_turn = replace(waited, samples=(0.01,) * 20, figures={})
+    found = attended(in_turn, watched(device, series=power), Site(root=device.root), [(0.0, 9.0)])
+    assert found.figures["joules_per_sample"] == pytest.approx(0.12)
