@@ -181,6 +181,21 @@ def test_a_jetsons_lines_are_read_from_its_files(
     assert named(nvidia.findings(orin(tmp_path / "2", l4t="# R99")), "JetPack").state is State.WRONG
 
 
+def test_a_jetson_in_the_wrong_mode_is_told_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = orin(tmp_path)
+    (root / "etc" / "nvpmodel.conf").write_text("< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
+    tool(tmp_path / "bin", "nvpmodel", "printf 'NV Power Mode: 15W\\n0\\n'")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    found = doctor.examine("jetson-orin-nano-8gb", root=root).findings
+    mode, clocks = [finding for finding in found if finding.name == "conditions"]
+    assert (mode.state, mode.found) == (State.WRONG, "the power mode: 15W")
+    assert mode.remedy == "sudo nvpmodel -m 2"
+    assert clocks.state is State.MISSING
+    assert "wants root" in clocks.found
+
+
 def test_the_cpu_can_be_built_for_and_a_jetson_only_on_itself() -> None:
     cpu = run("--target", "cpu", "--json")
     assert cpu.returncode == 0, cpu.stdout

@@ -37,7 +37,7 @@ class JetsonClocks:
         known = {clock for clock in gpu if not isinstance(clock, Unknown)}
         if len(known) > 1 or self.memory_held == 0:
             return False
-        unknown = next((f for f in (*gpu, self.memory_held) if isinstance(f, Unknown)), None)
+        unknown = next((f for f in (self.memory_held, *gpu) if isinstance(f, Unknown)), None)
         return unknown if unknown is not None else True
 
 

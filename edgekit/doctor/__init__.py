@@ -45,7 +45,8 @@ class Examination:
 
 
 def examine(target: str = "", *, root: Path = Path("/")) -> Examination:
-    """Python, packages, NVIDIA's parts, memory, disk; and what a target needs to be built here.
+    """Python, packages, NVIDIA's parts, memory, disk; what a target needs to be built here, and
+    what of its conditions a measurement would break.
 
     Packages with libraries of their own are imported in processes of their own: a package that is
     there may still not load. Raises InputError for an unknown target.
@@ -60,4 +61,5 @@ def examine(target: str = "", *, root: Path = Path("/")) -> Examination:
     if not target:
         return Examination(findings=findings)
     needed = targets.needed(wanted, findings, root)
+    findings = (*findings, *targets.conditions(wanted, root))
     return Examination(findings=findings, target=wanted.name, needed=needed)

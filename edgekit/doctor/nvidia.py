@@ -91,7 +91,7 @@ def _jetson(root: Path) -> Iterator[Finding]:
         found=libraries, purpose="building and running engines",
         remedy="" if libraries else "sudo apt-get install nvidia-jetpack",
     )  # fmt: skip
-    mode = board.power_mode()
+    mode = board.power_mode(root)
     yield Finding(
         name="power mode", state=State.GOOD if mode else State.WRONG,
         found=mode or "nvpmodel -q does not tell",

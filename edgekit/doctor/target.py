@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 
 from edgekit import board
+from edgekit.bench.conditions import check_start
+from edgekit.bench.device_state import read_state
 from edgekit.doctor.finding import Finding, State, named
 from edgekit.targets import Target, detect_machine, resolve_target
 
@@ -53,6 +55,24 @@ def _device(target: Target, root: Path) -> Finding:
         remedy="" if same else f"edgekit build --target {target.name} writes its device recipe "
         "here; edgekit build --from FOLDER goes on there",
     )  # fmt: skip
+
+
+def conditions(target: Target, root: Path = Path("/")) -> Iterator[Finding]:
+    """What of the target's demands a measurement that began now would break, where it is here."""
+    if target.runtime.build == "device" and _device(target, root).state is not State.GOOD:
+        return
+    judged = check_start(target, read_state(root))
+    for broken in judged.broken:
+        yield Finding(
+            name="conditions", state=State.WRONG, found=f"{broken.what}: {broken.got}",
+            purpose=f"a measurement that decides wants {broken.wanted}", remedy=broken.mend,
+        )  # fmt: skip
+    for unread in judged.unread:
+        yield Finding(
+            name="conditions", state=State.MISSING, found=f"{unread.what}: {unread.reason}",
+            purpose="a measurement that nobody can check decides nothing",
+            remedy="run edgekit as root where it measures",
+        )  # fmt: skip
 
 
 def _builder(target: Target, findings: Sequence[Finding], root: Path) -> Finding:
