@@ -601,20 +601,58 @@ def quantize(
 
 @verb
 def bench(
-    engine: Annotated[Path, typer.Argument(help="An engine's folder, as build leaves it.")],
+    engine: Annotated[
+        list[Path], typer.Argument(help="An engine's folder; several are measured in turns.")
+    ],
     data: Annotated[str | None, typer.Option(help="Real inputs; zeros are never used.")] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 5.0,
+    recipe: Annotated[Path | None, typer.Option(help="Its preprocessing is used.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure each.")] = 5.0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="So many for each engine: what loading it deals out.")
+    ] = 3,
+    rounds: Annotated[int, typer.Option(min=0, help="Turns A B, B A, ...; 0: as needed.")] = 0,
+    calls: Annotated[int, typer.Option(min=0, help="At least so many, if it takes longer.")] = 0,
+    warmup: Annotated[float, typer.Option(min=0, help="Seconds at least, until steady.")] = 0.5,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a call.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Of a CPU; 0: as built.")] = 0,
+    scenario: Annotated[
+        str, typer.Option(help="single_stream, multi_stream, offline or server.")
+    ] = "single_stream",
+    samples_per_query: Annotated[int, typer.Option(min=0, help="Of multi_stream.")] = 0,
+    rate: Annotated[float, typer.Option(min=0, help="Queries a second of a server.")] = 0.0,
+    latency_limit_ms: Annotated[
+        float, typer.Option(min=0, help="What 99% of a server's queries may take; else 1.")
+    ] = 0.0,
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Whose conditions count; else its own.")
+    ] = "",
+    aa: Annotated[
+        bool, typer.Option("--aa", help="Against itself: this machine's noise floor, stored.")
+    ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="The time of each layer, by the runtime's profiler.")
+    ] = False,
     out: Out = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Measure an engine on this machine: FPS, percentiles, peak memory."""
+    """Measure engines on this machine: FPS, percentiles, parts of a call, memory, ratios."""
     from edgekit import console
-    from edgekit.pipeline import alone
+    from edgekit.pipeline import benching
 
-    found = alone.bench_engine(engine, data=data, seconds=seconds, out=out)
-    console.print_json(found) if as_json else console.show_document(found)
-    return 0
+    request = benching.BenchRequest(
+        engines=tuple(engine), data=data, recipe=recipe, batch=batch, threads=threads,
+        target=target, out=out,
+        plan=benching.plan_of(
+            seconds=seconds, processes=processes, least_calls=calls, rounds=rounds,
+            warmup_seconds=warmup, scenario=scenario, samples_per_query=samples_per_query,
+            rate=rate, latency_limit_ms=latency_limit_ms,
+        ),
+    )  # fmt: skip
+    with console.build_progress() as on_event:
+        found = benching.bench_verb(request, aa=aa, layers=layers, on_event=on_event)
+    console.print_json(found.document) if as_json else console.show_document(found.document)
+    return found.exit_code
 
 
 @verb

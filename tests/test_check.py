@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit import api, files
+from edgekit.bench.workload import Plan
 from edgekit.engines import tensorrt_rtx
 from edgekit.engines.base import Engine
 from edgekit.engines.fit import Meaning, check_engine, require_fit
@@ -22,7 +23,8 @@ from edgekit.engines.here import facts_here, processor_here
 from edgekit.engines.manifest import load_engine, write_manifest
 from edgekit.errors import InputError
 from edgekit.models.source import load
-from edgekit.pipeline.alone import bench_engine, verify_files
+from edgekit.pipeline.alone import verify_files
+from edgekit.pipeline.benching import BenchRequest, bench_engines
 from edgekit.pipeline.origin import Origin
 
 ORIN = {
@@ -245,7 +247,13 @@ def test_opening_and_measuring_refuse_it_before_the_runtime_sees_it(
     model, engine = Origin(place=str(residual_path)), Origin(place=str(folder))
     for refused in (
         lambda: api.open(folder),
-        lambda: bench_engine(folder, data=str(data), seconds=1.0, out=None),
+        lambda: bench_engines(
+            BenchRequest(
+                engines=(folder,),
+                data=str(data),
+                plan=Plan(seconds=1.0, rounds=2, warmup_seconds=0.0),
+            )
+        ),
         lambda: verify_files(model, engine, data=str(data), recipe=None, metric=None),
         lambda: require_fit(load_engine(elsewhere.path)),
     ):

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from edgekit.bench.workload import Arm, Plan
+from edgekit.bench.workload import Arm, Pixels, Plan
 from edgekit.engines.processes.child import ending, environment, was_killed
 from edgekit.errors import EdgekitError, InputError, MissingPackageError, ResourceError
-from edgekit.values import Array
+from edgekit.values import Array, preprocessing_to_json
 
 _LAST_LINES = 5
 _LOADS_PATIENCE = 5  # times that of a turn: some runtimes compile while they load
@@ -63,12 +63,26 @@ class ArmProcess:
 
     def turn(self, seconds: float, least: int = 0) -> Turn:
         """One turn of `seconds`, longer where `least` queries take longer: by the patience."""
-        samples = self.inputs.with_suffix(".ns")
         most = seconds + self.plan.patience_s / 2
+        return self._taken(
+            {"do": "turn", "seconds": seconds, "least": least, "most_seconds": most}, seconds
+        )
+
+    def from_pixels(self, pixels: Pixels, seconds: float) -> Turn:
+        """Calls that begin with the samples before their preprocessing, which is `stage_ns`."""
+        place = self.inputs.with_name(f"{self.inputs.stem}-pixels.npz")
+        np.savez(place, **pixels.arrays)  # type: ignore[arg-type]
+        request = {
+            "do": "from_pixels", "seconds": seconds, "pixels": str(place),
+            "batch": self.arm.batch, "dtypes": dict(pixels.dtypes),
+            "preprocessing": preprocessing_to_json(pixels.preprocessing),
+        }  # fmt: skip
+        return self._taken(request, seconds)
+
+    def _taken(self, request: Mapping[str, object], seconds: float) -> Turn:
+        samples = self.inputs.with_suffix(".ns")
         account = self.ask(
-            {"do": "turn", "seconds": seconds, "least": least, "most_seconds": most,
-             "samples": str(samples)},
-            seconds + self.plan.patience_s,
+            {**request, "samples": str(samples)}, seconds + self.plan.patience_s
         )  # fmt: skip
         rows = np.fromfile(samples, np.int64).reshape(3, -1)
         return Turn(whole_ns=rows[0], stage_ns=rows[1], execute_ns=rows[2], account=account)

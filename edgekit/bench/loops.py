@@ -154,6 +154,32 @@ def several_at_once(
     return taken
 
 
+def from_pixels(
+    session: Session, rotation: Rotation, until: Until, prepare: Callable[[Feeds], Feeds],
+    clock: Clock = time.perf_counter_ns,
+) -> Taken:  # fmt: skip
+    """Calls with what comes before them; `whole` is all of it, `stage` is the preparing alone."""
+    taken = Taken()
+    with _no_collection():
+        end = clock()
+        deadline, last = until.deadlines(end)
+        while end < deadline or (len(taken.whole) < until.least and end < last):
+            stored = rotation.take()
+            start = clock()
+            feeds = prepare(stored)
+            prepared = clock()
+            session.stage(feeds)
+            staged = clock()
+            session.execute()
+            executed = clock()
+            session.fetch()
+            end = clock()
+            taken.whole.append(end - start)
+            taken.stage.append(prepared - start)
+            taken.execute.append(executed - staged)
+    return taken
+
+
 def back_to_back(
     session: Session, rotation: Rotation, until: Until, clock: Clock = time.perf_counter_ns
 ) -> Taken:

@@ -57,9 +57,10 @@ def measure(
 
     Figures: those of memory (`memory.SOURCES`); the medians of `host_to_device_p50_s`,
     `execute_p50_s` and `device_to_host_p50_s`, which are stage, execute and fetch; `harness_s`,
-    what a call of an empty Session takes here; `burst_fps` and `sustained_fps`; of a server what it
-    answered; and what a watch beside the run saw (`TelemetryReport.figures`). The conditions that
-    the site's target declares are checked before, during and after.
+    what a call of an empty Session takes here; `preprocess_p50_s` and `end_to_end_p50_s` where the
+    arm has pixels, of calls after the last round; `burst_fps` and `sustained_fps`; of a server what
+    it answered; and what a watch beside the run saw (`TelemetryReport.figures`). The conditions
+    that the site's target declares are checked before, during and after.
 
     Raises InputError, MissingPackageError or ResourceError as the engine's runtime does,
     EdgekitError where a worker dies and ResourceError where it hangs, naming its arm. No worker
@@ -128,6 +129,10 @@ def _one_process(
                 begun = time.monotonic()
                 found = worker.turn(plan.seconds / plan.rounds, -(-plan.least_calls // plan.rounds))
                 one.add(found, (begun, time.monotonic()))
+        if end == plan.rounds:
+            for one, worker in zip(taken, workers, strict=True):
+                if one.arm.pixels is not None:
+                    one.from_pixels = worker.from_pixels(one.arm.pixels, plan.seconds / plan.rounds)
 
 
 def _check_samples(taken: Sequence[Taken]) -> None:

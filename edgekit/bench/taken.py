@@ -60,6 +60,7 @@ class Taken:
     figures: dict[str, Figure] = field(default_factory=dict)
     harness_ns: float = 0.0
     unsteady: int = 0
+    from_pixels: Turn | None = None
 
     @property
     def count(self) -> int:
@@ -133,13 +134,17 @@ class Taken:
             "execute_p50_s": statistics.percentile(execute, 50) / 1e9,
             "harness_s": self.harness_ns / 1e9,
         }
+        if self.from_pixels is not None:
+            preparing, through = self.from_pixels.stage_ns, self.from_pixels.whole_ns
+            figures["preprocess_p50_s"] = statistics.percentile(preparing, 50) / 1e9
+            figures["end_to_end_p50_s"] = statistics.percentile(through, 50) / 1e9
         scenario = self.plan.scenario
         if scenario.name in ("single_stream", "multi_stream"):
             figures["device_to_host_p50_s"] = (
                 statistics.percentile(whole - stage - execute, 50) / 1e9
             )
         if scenario.name == "server":
-            seconds = sum(end - begun for begun, end in self.windows)
+            seconds = sum(turn.account["loop_s"] for turn in self.turns)
             figures["answered_per_s"] = len(whole) / seconds
             figures["unanswered"] = float(sum(t.account["unanswered"] for t in self.turns))
             figures["busy_share"] = float((stage + execute).sum()) / 1e9 / seconds

@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from edgekit.engines.base import runtime_module
 from edgekit.engines.manifest import load_engine
 from edgekit.engines.processes.child import lines_from_parent, own_stdout
 from edgekit.errors import EdgekitError, MissingPackageError, ResourceError
-from edgekit.values import Session, figure_to_json
+from edgekit.values import Array, Feeds, Session, figure_to_json, preprocessing_from_json
 
 # Within a turn: caches and clocks that another arm left behind come back before samples count.
 _SETTLE_SHARE = 0.1
@@ -46,6 +47,9 @@ def main() -> None:
             if request["do"] == "load":
                 loaded = _Loaded(request)
                 answer = loaded.account()
+            elif request["do"] == "from_pixels":
+                assert loaded is not None
+                answer = loaded.from_pixels(request)
             else:
                 assert loaded is not None
                 answer = loaded.turn(request)
@@ -65,10 +69,7 @@ class _Loaded:
         runtime = runtime_module(engine.runtime)
         with contextlib.suppress(ImportError):  # `open` says so
             importlib.import_module(runtime.PACKAGE)
-        with np.load(Path(request["inputs"]), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        batches = loops.whole_batches(arrays, request["batch"])
-        del arrays
+        batches = loops.whole_batches(_arrays(Path(request["inputs"])), request["batch"])
         self.harness_ns = loops.harness_ns(batches[0])
         self.rotation = Rotation(batches)
         self.loop = _loop(request)
@@ -89,6 +90,24 @@ class _Loaded:
             "notes": list(getattr(self.session, "notes", ())),
         }
 
+    def from_pixels(self, request: Mapping[str, Any]) -> dict[str, object]:
+        """Writes the samples of calls that begin with pixels: whole, preparing, execution."""
+        batches = loops.whole_batches(_arrays(Path(request["pixels"])), request["batch"])
+        dtypes = request["dtypes"]
+        preprocessing = preprocessing_from_json(request["preprocessing"])
+
+        def prepare(stored: Feeds) -> Feeds:
+            return {
+                name: preprocessing.apply(a).astype(dtypes[name], copy=False)
+                if name in dtypes
+                else a
+                for name, a in stored.items()
+            }
+
+        until = Until(seconds=request["seconds"])
+        taken = loops.from_pixels(self.session, Rotation(batches), until, prepare)
+        return self._written(taken, request)
+
     def turn(self, request: Mapping[str, Any]) -> dict[str, object]:
         """Writes one turn's samples: a row each of whole queries, staging, and execution."""
         seconds = float(request["seconds"])
@@ -97,12 +116,22 @@ class _Loaded:
         until = Until(
             seconds=seconds - settle, least=request["least"], most_seconds=request["most_seconds"]
         )
+        begun = time.perf_counter()
         taken = self.loop(self.session, self.rotation, until)
+        spent = time.perf_counter() - begun
+        return {**self._written(taken, request), "loop_s": spent}
+
+    def _written(self, taken: Taken, request: Mapping[str, Any]) -> dict[str, object]:
         answer = self.account()
         with Path(request["samples"]).open("wb") as stream:
             for row in (taken.whole, taken.stage, taken.execute):
                 row.tofile(stream)
         return {**answer, "unanswered": taken.unanswered}
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def _loop(request: Mapping[str, Any]) -> Loop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,18 @@ from edgekit.bench.device_state import lasting_state
 from edgekit.bench.scenarios import SINGLE_STREAM, Scenario
 from edgekit.engines.base import Engine, runtime_module
 from edgekit.errors import InputError
-from edgekit.values import Feeds
+from edgekit.values import Feeds, Preprocessing
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Samples before their preprocessing, uint8 where `dtypes` has their input's own type."""
+
+    arrays: Feeds
+    dtypes: Mapping[str, str]
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +33,7 @@ class Arm:
 
     The samples are taken in turn, `batch` at a time: one input over and over would lie in the
     cache, and a network's speed can depend on its values. `threads` 0 is the engine's setting.
+    With `pixels` the time from pixels to answer is measured too, apart from the samples.
     """
 
     name: str
@@ -31,6 +41,7 @@ class Arm:
     inputs: Feeds
     batch: int = 1
     threads: int = 0
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import files
-from edgekit.bench import statistics
-from edgekit.bench.measurement import save_measurements
-from edgekit.bench.runner import measure_side_by_side
-from edgekit.bench.workload import Arm
 from edgekit.data.batches import load_batches
 from edgekit.data.metrics import load_metric
 from edgekit.engines import onnxruntime
@@ -29,8 +25,6 @@ from edgekit.values import (
     Preprocessing,
     Session,
     TensorSpec,
-    Unknown,
-    figure_to_json,
 )  # fmt: skip
 from edgekit.verify import outputs_of, to_json, verify
 
@@ -86,7 +80,7 @@ def _side(origin: Origin, preprocessing: Preprocessing | None) -> _Side:
         runtime = runtime_module(engine.runtime)
         return _Side(
             inputs=engine.inputs, outputs=engine.outputs, open=lambda: runtime.open(engine),
-            preprocessing=preprocessing or _preprocessing(origin.path),
+            preprocessing=preprocessing or preprocessing_beside(origin.path),
         )  # fmt: skip
     model = clean(open_origin(origin, preprocessing=preprocessing).model)
     return _Side(
@@ -130,44 +124,7 @@ def _comparable(spec: TensorSpec) -> tuple[object, ...]:
     return spec.name, spec.dtype, tuple(s if isinstance(s, int) else None for s in spec.shape)
 
 
-def bench_engine(
-    folder: Path, *, data: str | None, seconds: float, out: Path | None
-) -> dict[str, Any]:
-    """Measures an engine on this machine and writes the raw samples where it is told to."""
-    engine = load_engine(folder)
-    if data is None:
-        raise InputError(
-            "a measurement needs real inputs", where=str(folder),
-            hint="Name some: --data evaluation.npz, an array for each input of the engine.",
-        )  # fmt: skip
-    require_fit(engine)
-    batches = load_batches(
-        data, folder=Path(), inputs=engine.inputs, preprocessing=_preprocessing(folder),
-        batch_size=64, role="bench",
-    )  # fmt: skip
-    inputs = next(iter(batches)).inputs
-    (measured,) = measure_side_by_side(
-        [Arm(name=engine.precision, engine=engine, inputs=inputs)], seconds=seconds, rounds=5
-    )
-    if out is not None:
-        save_measurements([measured], out)
-    rate = statistics.fps(measured)
-    return {
-        "engine": str(engine.path),
-        "fps": rate.value,
-        "fps_interval": None if isinstance(rate.interval, Unknown) else list(rate.interval),
-        **{
-            f"p{percent}_ms": 1e3 * statistics.percentile(measured.samples, percent)
-            for percent in (50, 90, 99)
-        },
-        "calls": len(measured.samples),
-        "figures": {name: figure_to_json(value) for name, value in measured.figures.items()},
-        "conditions": dict(measured.conditions),
-        "doubts": list(measured.doubts),
-    }
-
-
-def _preprocessing(folder: Path) -> Any:
+def preprocessing_beside(folder: Path) -> Any:
     """What the model beside an engine says of its pixels; None where there is no such model."""
     place = (folder if folder.is_dir() else folder.parent).parent / "model.onnx"
     return load(place).preprocessing if place.is_file() else None
