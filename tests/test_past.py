@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import device_recipes
 import numpy as np
 import pytest
 from junitparser import JUnitXml
 from measurements import CONDITIONS, made
 from typer.testing import CliRunner
 
+from edgekit.bench.measurement import load_measurements
 from edgekit.bench.noise_floor import NoiseFloor, store
 from edgekit.cli import app
 from edgekit.engines import onnxruntime
 from edgekit.engines.base import Engine, EngineRequest
 from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
-from edgekit.history import LAST_PASSED, Revision, open_history
+from edgekit.history import LAST_PASSED, Revision, history_file, open_history
+from edgekit.pipeline.from_recipe import FromRequest, build_from
 from edgekit.pipeline.past import Past, past_of
+from edgekit.pipeline.result import TargetResult
 from edgekit.pipeline.revision import revision_of
 from edgekit.recipe import load_recipe
 from edgekit.targets import load_target
-from edgekit.values import Unknown, Verdict
+from edgekit.values import Check, Unknown, Verdict
 
 
 @pytest.fixture(autouse=True)
@@ -263,3 +268,78 @@ def test_builds_are_remembered_judged_and_held_to_what_passed(
     # The evidence decides the same anywhere, on any day.
     replayed = CliRunner().invoke(app, ["gate", str(tmp_path / "out/residual/cpu"), "--replay"])
     assert replayed.exit_code == 1
+
+
+def test_a_device_remembers_what_it_measured_of_a_device_recipe(
+    residual_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "device"
+    device_recipes.write(
+        residual_path, folder, {"image": device_recipes.two_batches()}, target=load_target("cpu"),
+        precision="fp32", rounds=6, original=residual_path,
+        limits={"max_regression": 4.0, "max_drop": 0.01},
+    )  # fmt: skip
+
+    def built() -> tuple[TargetResult, Check]:
+        request = FromRequest(folder=folder, rebench=True)
+        (target,) = build_from(request, on_event=lambda event: None).targets
+        return target, next(c for c in target.checks if c.name == "max_regression")
+
+    target, check = built()
+    assert target.verdict is Verdict.INCONCLUSIVE
+    assert "has passed yet" in check.because
+    with open_history(history_file(), make=False) as history:
+        entries = history.entries("net", "cpu")
+        assert [(e.arm, e.verdict) for e in entries] == [
+            ("original", None), ("fp32", Verdict.INCONCLUSIVE)
+        ]  # fmt: skip
+        history.accept(entries[1].id, model="net")
+    target, check = built()
+    assert target.verdict is Verdict.PASS
+    assert "against 2 of the history" in check.source
+    assert "each beside the original" in check.source
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+most = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+from edgekit.cli import main
+main()
+"""
+
+
+def test_a_disk_that_fills_up_after_the_run_loses_no_measurement(
+    residual_path: Path, tmp_path: Path
+) -> None:
+    """No file may grow beyond the history's size: the run is stored, the history refuses it."""
+    samples = np.random.default_rng(3).normal(size=(32, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "calibration.npz", image=samples[:16])
+    np.savez(tmp_path / "evaluation.npz", image=samples[16:])
+    (tmp_path / "edgekit.toml").write_text(RECIPE.format(gate="min_fps = 1"))
+    path = tmp_path / "history.sqlite"
+    with open_history(path) as history:
+        history._connection.execute("CREATE TABLE padding AS SELECT zeroblob(8000000) AS bytes")
+    whole = path.read_bytes()
+
+    def built(*before: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *before, "build", "--json"], cwd=tmp_path, check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    done = built("-c", FULL_DISK, str(len(whole)))
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert json.loads(done.stdout)["error"]["what"].startswith("the disk is full")
+    assert path.read_bytes() == whole
+    (stored,) = (tmp_path / "build").rglob("measurements/*.json")
+    kept = load_measurements(stored)
+    assert all(m.samples for m in kept)
+    # With room again the same run is taken from where it was kept: nothing is measured anew.
+    done = built("-m", "edgekit.cli")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open_history(path) as history:
+        entries = history.entries("residual", "cpu")
+        assert [history.measurement(e.id) for e in entries] == list(kept)
+        assert entries[-1].verdict is Verdict.PASS

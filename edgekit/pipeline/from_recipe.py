@@ -22,6 +22,7 @@ from edgekit.pipeline.golden import golden_estimates, golden_limits, stages_with
 from edgekit.pipeline.made import Made, RunOptions
 from edgekit.pipeline.made_by_runtime import made_by_runtime
 from edgekit.pipeline.made_by_trtexec import made_by_trtexec, made_of_results
+from edgekit.pipeline.past import Past, past_of_device
 from edgekit.pipeline.publish import NOT_HERE, REPORT_FILE, engine_estimates
 from edgekit.pipeline.recognised import recognise_device
 from edgekit.pipeline.result import (
@@ -88,8 +89,10 @@ def build_from(request: FromRequest, *, on_event: OnEvent) -> BuildResult:
     workshop = Workshop(cache=Cache(out.parent / ".cache"), on_event=on_event)
     waiting = StepEvent(step="build", target=recipe.target.name, state="waiting")
     with files.locked(out.parent / f".{out.name}.lock", on_wait=lambda: on_event(waiting)):
+        past = past_of_device(recipe)
+        past.check(recipe.judging["limits"], {})
         made = _made(recipe, request, workshop)
-        result = _publish(recipe, made, out)
+        result = _publish(recipe, made, out, past)
         built = BuildResult(
             model=recipe.name,
             targets=(result,),
@@ -150,21 +153,25 @@ def _nothing_builds(recipe: DeviceRecipe) -> MissingPackageError:
     )  # fmt: skip
 
 
-def _publish(recipe: DeviceRecipe, made: Made, out: Path) -> TargetResult:
+def _publish(recipe: DeviceRecipe, made: Made, out: Path, past: Past) -> TargetResult:
     """Puts engine, measurement, evidence and report into the folder, all at once."""
     limits = {**golden_limits_of(recipe, made), **recipe.judging["limits"]}
+    runs = [m for m in (made.baseline, made.measurement) if m is not None]
+    if runs:
+        past.record(runs, {})
     files.remove_partials(out)
     with files.replacing_folder(out) as folder:
         engine = made.write(folder / ENGINE_FOLDER)
-        evidence = _evidence(recipe, made, engine)
+        evidence = _evidence(recipe, made, engine, past)
         decision = gate.decide(evidence, limits)
+        if made.measurement is not None:
+            past.judge(runs, made.measurement.arm, decision)
         contents = [ENGINE_FOLDER, EVIDENCE_FILE, REPORT_FILE]
         if made.golden is not None:
             write_json(folder / GOLDEN_FILE, made.golden.to_json())
             contents.append(GOLDEN_FILE)
         if made.measurement is not None:
-            beside = [] if made.baseline is None else [made.baseline]
-            save_measurements([*beside, made.measurement], folder / MEASUREMENT_FILE)
+            save_measurements(runs, folder / MEASUREMENT_FILE)
             contents.append(MEASUREMENT_FILE)
         if made.layers:
             write_json(folder / LAYERS_FILE, {"layers": list(made.layers)})
@@ -197,7 +204,7 @@ def golden_limits_of(recipe: DeviceRecipe, made: Made) -> dict[str, float]:
     return {} if made.golden is None else golden_limits(made.golden, recipe.tolerance)
 
 
-def _evidence(recipe: DeviceRecipe, made: Made, engine: Engine) -> gate.Evidence:
+def _evidence(recipe: DeviceRecipe, made: Made, engine: Engine, past: Past) -> gate.Evidence:
     """What the host knows of accuracy, and what was measured there."""
     known = gate.evidence_from_json(recipe.judging["evidence"])
     estimates = {**known.estimates, **engine_estimates(engine)}
@@ -214,6 +221,10 @@ def _evidence(recipe: DeviceRecipe, made: Made, engine: Engine) -> gate.Evidence
         estimates |= made.estimates
         age = age_s(made.measurement, time.time())
     runs = [m for m in (made.baseline, made.measurement) if m is not None]
+    if made.measurement is not None and past.pick:
+        arm, confidence = made.measurement.arm, statistics.CONFIDENCE
+        estimates["regression"] = past.regression(runs, arm, confidence)
+        known = replace(known, noise_floor=past.noise_floor(made.measurement.conditions))
     return replace(
         known, estimates=estimates, on_device=made.golden is not None, age_s=age,
         invalid=tuple(dict.fromkeys(said for run in runs for said in run.broken)),

@@ -29,6 +29,7 @@ from edgekit.pipeline.candidates import (
     wanted_precisions,
 )
 from edgekit.pipeline.golden import golden_batches
+from edgekit.pipeline.past import baseline_of
 from edgekit.pipeline.publish import (
     NOT_HERE,
     accuracy_evidence,
@@ -130,7 +131,8 @@ def _device_step(
     precision, recipe = candidate.precision, chain.recipe
     request = engine_request(recipe, target, precision, project, candidate.source)
     limits, options = limits_of(recipe, precision), recipe.bench
-    original = _original(workshop, project, target) if "min_speedup" in limits else None
+    beside = {"min_speedup", "max_regression"} & set(limits)
+    original = _original(workshop, project, target) if beside else None
     plan = BenchPlan(
         seconds=options.seconds, rounds=options.rounds, warmup_seconds=options.warmup_seconds
     )
@@ -160,6 +162,7 @@ def _device_step(
             "evidence": gate.evidence_to_json(_evidence(project, chain, precision, candidate)),
             "before": before.to_json(),
             "after": after.to_json(),
+            "past": {"history": options.history, "baseline": baseline_of(recipe)},
             "blame": stages_to_json(stages_of(project.cache, candidate.blame), project.metric.name),
         }
         place = None
@@ -174,7 +177,7 @@ def _device_step(
 
     key = key_of(
         "device", data=project.evaluation.digest, verified=candidate.verified.key,
-        blame=candidate.blame.key, limits=limits,
+        blame=candidate.blame.key, limits=limits, baseline=baseline_of(recipe),
         original="" if original is None else original.key,
         bench=options.model_dump(mode="json"), **request_key(request, candidate.source),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from edgekit import gate
 from edgekit.bench import noise_floor
 from edgekit.engines.base import Engine, runtime_module
+from edgekit.engines.device_recipe.document import DeviceRecipe
 from edgekit.engines.fit import require_fit
 from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
@@ -158,12 +159,26 @@ def past_of(recipe: Recipe, target: str) -> Past:
     """What a recipe says of the history, for one target."""
     named = recipe.bench.history
     path = history_file(str(recipe.folder / Path(named).expanduser()) if named else "")
-    regression = recipe.gate.max_regression
     return Past(
         path=None if named == OFF else path, model=recipe.name, target=target,
-        pick="" if regression is None else recipe.gate.baseline or LAST_PASSED,
+        pick=baseline_of(recipe), revision=revision_of(recipe.folder),
+    )  # fmt: skip
+
+
+def past_of_device(recipe: DeviceRecipe) -> Past:
+    """The same for a device recipe: the history is the device's own, in its user's data folder."""
+    told = recipe.judging.get("past", {})
+    usual = LAST_PASSED if "max_regression" in recipe.judging["limits"] else ""
+    return Past(
+        path=None if told.get("history") == OFF else history_file(), model=recipe.name,
+        target=recipe.target.name, pick=str(told.get("baseline", usual)),
         revision=revision_of(recipe.folder),
     )  # fmt: skip
+
+
+def baseline_of(recipe: Recipe) -> str:
+    """What a recipe takes for the baseline; empty where no limit needs one."""
+    return "" if recipe.gate.max_regression is None else recipe.gate.baseline or LAST_PASSED
 
 
 def _engine_at(entry: Entry) -> Engine | None:
