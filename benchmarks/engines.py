@@ -54,7 +54,7 @@ DIALECT = DIALECTS["tensorrt-strong"]
 QUICK = ("lcnet_050", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0", "vit_tiny_patch16_224")
 PAGE_SAMPLES = 4
 LIMIT_S = 900.0
-LIMITS = Fp16Limits(samples=2, most_runs=40)
+LIMITS = Fp16Limits(samples=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,13 @@ def target_of(capability: str, folder: Path) -> Target:
     return resolve_target(str(path)).target
 
 
-def graphs_of(path: Path, stored: Path | None) -> tuple[dict[str, Model], dict[str, Any]]:
-    """The three graphs of a network, and what is to be said of them; a refusal is a text."""
+def graphs_of(
+    path: Path, stored: Path | None
+) -> tuple[dict[str, Model | EdgekitError], dict[str, Any]]:
+    """The three graphs of a network, and what is to be said of them.
+
+    Where no float16 graph is to be had, why; INT8 is then beside float16 everywhere.
+    """
     begun = time.perf_counter()
     model = clean(load(path))
     samples = samples_of(model, stored)
@@ -119,16 +124,20 @@ def graphs_of(path: Path, stored: Path | None) -> tuple[dict[str, Model], dict[s
             return run(session, samples[0].inputs)
 
     floating = prepared(simplify(model, run=outputs)[0])
-    made = {"fp32": floating}
-    half, report = to_fp16(floating, samples, onnxruntime.open_model, limits=LIMITS)
-    made["fp16"] = half
+    made: dict[str, Model | EdgekitError] = {"fp32": floating}
+    kept: dict[str, str] = {}
+    try:
+        made["fp16"], report = to_fp16(floating, samples, onnxruntime.open_model, limits=LIMITS)
+        kept = dict(report.left)
+    except EdgekitError as error:
+        made["fp16"] = error
     placement = place(floating, DIALECT)
     ranges = observe(floating, placement.reads, samples, onnxruntime.open_model)
     quantized, _ = write_qdq(floating, make_scheme(floating, placement, ranges, minmax))
-    made["int8"] = strong_typed(quantized, kept=report.left)
+    made["int8"] = strong_typed(quantized, kept=kept)
     return made, {
         "placed": share_of_macs(floating, placement),
-        "left_in_float": len(report.left),
+        "left_in_float": len(kept),
         "seconds": time.perf_counter() - begun,
     }
 
@@ -167,6 +176,14 @@ def measure(network: Network, results: Results, targets: dict[str, Target]) -> N
         made, said = graphs_of(network.file_at(folder), network.samples)
         results.once(f"{network.name}/graphs", lambda: said)
         for precision, model in made.items():
+            if isinstance(model, EdgekitError):
+                refused = {"refused": f"{model.what}: {model.got}", "seconds": 0.0}
+                for capability in targets:
+                    results.once(
+                        f"{network.name}/{precision}/{capability}",
+                        lambda: refused,  # noqa: B023
+                    )
+                continue
             path = folder / f"{network.name}-{precision}.onnx"
             save(model, path)
             for capability, target in targets.items():
