@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekit.bench import statistics
 from edgekit.bench.conditions import Judged, check_conditions, check_start
 from edgekit.bench.device_state import DeviceState
-from edgekit.bench.telemetry_report import TelemetryReport, Window
+from edgekit.bench.telemetry_report import Part, TelemetryReport
 from edgekit.values import Figure, Measurement, Unknown
 
 if TYPE_CHECKING:
@@ -43,20 +42,15 @@ def state_checked(measured: Measurement, state: DeviceState, target: Target) -> 
     )  # fmt: skip
 
 
-def attended(
-    measured: Measurement, report: TelemetryReport, site: Site, windows: Sequence[Window]
-) -> Measurement:
-    """The measurement with the watch's figures, and the target's conditions checked.
-
-    `windows` are its arm's own turns, which its power is taken from.
-    """
+def attended(measured: Measurement, report: TelemetryReport, site: Site, part: Part) -> Measurement:
+    """The measurement with the watch's figures of its part, and the target's conditions checked."""
     judged = check_conditions(site.target, report) if site.target is not None else Judged()
     broken = tuple(map(str, judged.broken))
     passing = {"power_source": report.power_source or "not readable"}
     slowed = () if any(each.when == "during" for each in judged.broken) else report.doubts()
     return replace(
         measured,
-        figures={**measured.figures, **report.figures(_rate(measured), windows)},
+        figures={**measured.figures, **report.figures(_rate(measured), part)},
         conditions={**measured.conditions, **passing},
         doubts=(*measured.doubts, *site.doubts, *slowed, *map(str, judged.unread), *broken),
         broken=broken,

@@ -113,8 +113,8 @@ def shows_nvmap(root: Path = Path("/")) -> bool:
     return os.access(root.joinpath(*_NVMAP), os.R_OK)
 
 
-def nvmap_bytes(pids: Collection[int] = (), root: Path = Path("/")) -> Figure:
-    """What these processes (this one for none) hold in a Jetson's nvmap; only root may read it.
+def nvmap_bytes(pids: Collection[int], root: Path = Path("/")) -> Mapping[int, Figure] | Unknown:
+    """What each of these processes holds in a Jetson's nvmap; only root may read it.
 
     Written from the file's known form, CLIENT PROCESS PID SIZE with sizes in K; not yet read on a
     Jetson.
@@ -124,10 +124,11 @@ def nvmap_bytes(pids: Collection[int] = (), root: Path = Path("/")) -> Figure:
         text = place.read_text(errors="replace")
     except OSError as error:
         return Unknown(f"{place}: {error.strerror or error}")
-    wanted = set(pids) or {os.getpid()}
-    rows = re.findall(r"^\s*\S+\s+.*?\s(\d{1,9})\s+(\d{1,12})K\s*$", text, re.MULTILINE)
-    ours = [int(size) * 1024 for pid, size in rows if int(pid) in wanted]
-    return float(sum(ours)) if ours else Unknown("nvmap lists no process of ours")
+    ours: dict[int, float] = {}
+    for pid, size in re.findall(r"^\s*\S+\s+.*?\s(\d{1,9})\s+(\d{1,12})K\s*$", text, re.MULTILINE):
+        if int(pid) in pids:  # a process may be several clients
+            ours[int(pid)] = ours.get(int(pid), 0.0) + int(size) * 1024
+    return dict(ours) or Unknown("nvmap lists no process of ours")
 
 
 def _status_bytes(field: str) -> Figure:

@@ -34,7 +34,7 @@ _POWER_CAP = 0x04
 
 @dataclass(frozen=True, kw_only=True)
 class GpuReading:
-    """One moment of a GPU. `own_bytes` is the memory that the asked-for processes have on it."""
+    """One moment of a GPU. `own_bytes` is the memory of each of the asked-for processes on it."""
 
     sm_hz: Figure
     most_sm_hz: Figure
@@ -42,7 +42,7 @@ class GpuReading:
     power_w: Figure
     temperature_c: Figure
     used_bytes: Figure
-    own_bytes: Figure
+    own_bytes: Mapping[int, Figure] | Unknown
     slowed: tuple[str, ...] | Unknown
     power_capped: bool
 
@@ -112,7 +112,7 @@ class Nvml:
         self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
         return device
 
-    def _own_bytes(self, device: Any, pids: Collection[int]) -> Figure:
+    def _own_bytes(self, device: Any, pids: Collection[int]) -> Mapping[int, Figure] | Unknown:
         """Of our processes on the device. In a container NVML may tell the host's numbers."""
         count = ctypes.c_uint(0)
         name = "nvmlDeviceGetComputeRunningProcesses_v3"
@@ -125,12 +125,13 @@ class Nvml:
             self._call(name, device, ctypes.byref(room), table)
         except _NvmlError as error:
             return Unknown(str(error))
-        ours = [row.used for row in table[: room.value] if row.pid in pids]
-        if not ours:
-            return Unknown("NVML lists no process of ours on the GPU")
-        if _NOT_AVAILABLE in ours:
-            return Unknown("NVML does not say a process's memory here")
-        return float(sum(ours))
+        hidden = Unknown("NVML does not say a process's memory here")
+        ours: dict[int, Figure] = {
+            int(row.pid): hidden if row.used == _NOT_AVAILABLE else float(row.used)
+            for row in table[: room.value]
+            if row.pid in pids
+        }
+        return ours or Unknown("NVML lists no process of ours on the GPU")
 
     def _used_bytes(self, device: Any) -> Figure:
         memory = _Memory()

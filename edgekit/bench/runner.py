@@ -16,6 +16,7 @@ from edgekit.bench.arm_process import ArmProcess, hired
 from edgekit.bench.attended import HERE, Site, attended
 from edgekit.bench.taken import Began, Taken
 from edgekit.bench.telemetry import Watch
+from edgekit.bench.telemetry_report import Part
 from edgekit.bench.workload import Arm, Plan, check_arms, lasting_conditions, load_average
 from edgekit.errors import InputError
 from edgekit.values import Array, Figure, Measurement, Unknown
@@ -85,7 +86,8 @@ def measure(
                         {**lasting_conditions(one.arm, arms, plan, site.root), **passing},
                         report.other_load,
                     ),
-                    report, site, one.windows,
+                    report, site,
+                    Part(windows=one.windows, pids=one.pids, alone=len(taken) == 1),
                 )
                 for one in taken if one.count
             )  # fmt: skip

@@ -57,6 +57,7 @@ class Taken:
     rounds: list[int] = field(default_factory=list)
     processes: list[int] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)
     figures: dict[str, Figure] = field(default_factory=dict)
     harness_ns: float = 0.0
     unsteady: int = 0
@@ -72,6 +73,7 @@ class Taken:
         self._before = figure_from_json(loaded["before_bytes"])
         self.harness_ns = max(self.harness_ns, float(loaded["harness_ns"]))  # type: ignore[arg-type]
         self.processes.append(self.count)
+        self.pids.append(int(loaded["pid"]))  # type: ignore[call-overload]
 
     def add(self, turn: Turn, window: Window) -> None:
         """One more turn."""

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -123,12 +123,20 @@ class Watch:
         take("gpu_hz", sensors.gpu_clock(root).now_hz, "Hz", "devfreq")
         take("available_bytes", sensors.available_bytes(root), "bytes", "MemAvailable")
         if memory.shows_nvmap(root):
-            held = memory.nvmap_bytes(_own_pids(), root)
-            take("nvmap_bytes", held, "bytes", "nvmap, of our processes")
+            self._take_by_process("nvmap_bytes", memory.nvmap_bytes(_own_pids(), root), "nvmap")
         self._readings.take_energy(sensors.packages_joules(root))
         self._read_pi()
         if isinstance(self._gpu, Nvml):
             self._read_gpu(self._gpu)
+
+    def _take_by_process(
+        self, name: str, by_pid: Mapping[int, Figure] | Unknown, source: str
+    ) -> None:
+        if isinstance(by_pid, Unknown):
+            self._readings.miss(name, by_pid.reason)
+            return
+        for pid, value in by_pid.items():
+            self._readings.take(f"{name}.{pid}", value, "bytes", source)
 
     def _read_pi(self) -> None:
         flags, before = sensors.pi_flags(self._root), self._before.pi_flags
@@ -149,7 +157,7 @@ class Watch:
         take("power_w", found.power_w, "W", "NVML, the card alone")
         take("temperature_c.GPU", found.temperature_c, "C", "NVML")
         take("gpu_used_bytes", found.used_bytes, "bytes", "NVML, of all processes")
-        take("gpu_own_bytes", found.own_bytes, "bytes", "NVML, of our processes")
+        self._take_by_process("gpu_own_bytes", found.own_bytes, "NVML")
         if not isinstance(found.slowed, Unknown):
             self._can_tell_slowed = True
             self._slowed |= dict.fromkeys(f"the GPU: {said}" for said in found.slowed)

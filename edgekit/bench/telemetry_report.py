@@ -14,6 +14,16 @@ from edgekit.values import Figure, Unknown, figure_to_json
 Window: TypeAlias = tuple[float, float]
 """From when to when, of time.monotonic()."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What of a run was one arm's: its turns, its processes, and whether it was alone in memory."""
+
+    windows: Sequence[Window]
+    pids: Sequence[int] = ()
+    alone: bool = True
+
+
 _ENOUGH_READINGS = 3
 _HOT = "temperature_c."
 
@@ -46,7 +56,8 @@ class TelemetryReport:
 
     `series` by name: "power_w" (all that can be read of it; its `source` says of what),
     "power_w.RAIL", "temperature_c.ZONE", "gpu_hz", "cpu_hz" (the mean of the CPUs), "emc_hz",
-    "available_bytes", "gpu_used_bytes", "gpu_own_bytes". `unread` says why one is not there.
+    "available_bytes", "gpu_used_bytes", "gpu_own_bytes.PID", "nvmap_bytes.PID". `unread` says why
+    one is not there.
     `slowed` are the reasons for which the device was slowed down. `other_load` is the share of all
     processors that others took, `cost_share` of one processor that the watch itself took.
     """
@@ -116,23 +127,27 @@ class TelemetryReport:
             return Unknown("the system does not tell MemAvailable")
         return max(0.0, self.before.available_bytes - min(series.values))
 
-    def figures(self, fps: Figure, windows: Sequence[Window] | None = None) -> dict[str, Figure]:
-        """What a Measurement keeps, by name; the unit is the name's end."""
+    def figures(self, fps: Figure, part: Part) -> dict[str, Figure]:
+        """What an arm's Measurement keeps, by name; the unit is the name's end."""
+        several = Unknown("several engines were in memory at once: measure one alone")
         return {
-            "mean_power_w": self.mean_power_w(windows),
-            "joules_per_sample": self.joules_per_sample(fps, windows),
+            "mean_power_w": self.mean_power_w(part.windows),
+            "joules_per_sample": self.joules_per_sample(fps, part.windows),
             "start_temperature_c": self.start_temperature_c,
             "peak_temperature_c": self.peak_temperature_c,
-            "available_drop_bytes": self.available_drop_bytes,
-            "gpu_memory_bytes": self._most("gpu_own_bytes", "nothing here tells a GPU's memory"),
-            "nvmap_bytes": self._most("nvmap_bytes", "there is no nvmap that we may read"),
+            "available_drop_bytes": self.available_drop_bytes if part.alone else several,
+            "gpu_memory_bytes": self._most("gpu_own_bytes", part.pids),
+            "nvmap_bytes": self._most("nvmap_bytes", part.pids),
             "other_load_share": self.other_load,
             "telemetry_cost_share": self.cost_share,
         }
 
-    def _most(self, name: str, otherwise: str) -> Figure:
-        series = self.series.get(name)
-        return max(series.values) if series else Unknown(self.unread.get(name, otherwise))
+    def _most(self, name: str, pids: Sequence[int]) -> Figure:
+        """The most that one of these processes held at once."""
+        found = [self.series[key] for pid in pids if (key := f"{name}.{pid}") in self.series]
+        if found:
+            return max(value for series in found for value in series.values)
+        return Unknown(self.unread.get(name, "nothing on this machine tells it"))
 
     def doubts(self) -> tuple[str, ...]:
         """What makes the run less than certain though no condition forbids it."""

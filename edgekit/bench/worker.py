@@ -87,6 +87,7 @@ class _Loaded:
             "steady_bytes": figure_to_json(steady.resident_bytes),
             "unique_bytes": figure_to_json(steady.unique_bytes),
             "harness_ns": self.harness_ns,
+            "pid": os.getpid(),
             "notes": list(getattr(self.session, "notes", ())),
         }
 

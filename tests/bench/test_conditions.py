@@ -18,7 +18,7 @@ from edgekit.bench.conditions import Judged, check_conditions, check_start, mode
 from edgekit.bench.device_state import read_state
 from edgekit.bench.measurement import from_json, load_measurements, to_json
 from edgekit.bench.telemetry import Watch
-from edgekit.bench.telemetry_report import Series, TelemetryReport
+from edgekit.bench.telemetry_report import Part, Series, TelemetryReport
 from edgekit.pipeline.build import BuildRequest, build
 from edgekit.targets import Target, load_target
 from edgekit.values import Measurement, Unknown, Verdict
@@ -207,7 +207,7 @@ def test_a_broken_condition_is_in_the_measurement_and_on_the_disk(
         taken_at=time.time(),
     )  # fmt: skip
     report = watched(device, slowed=("the CPU is throttled",))
-    found = attended(bare, report, Site(target=target, root=device.root), [])
+    found = attended(bare, report, Site(target=target, root=device.root), Part(windows=[]))
     assert len(found.broken) == len(found.unchecked) == 1
     assert "the CPU is throttled" in found.doubts
     assert from_json(json.loads(json.dumps(to_json(found)))) == found
@@ -304,8 +304,9 @@ def test_a_servers_energy_is_by_what_it_answered(device: Device) -> None:
         arm="a", quantity="latency", unit="s", samples=(1.0,) * 20, rounds=(0, 10), batch=1,
         taken_at=time.time(), figures={"answered_per_s": 60.0},
     )  # fmt: skip
-    found = attended(waited, watched(device, series=power), Site(root=device.root), [(0.0, 9.0)])
+    turns = Part(windows=[(0.0, 9.0)])
+    found = attended(waited, watched(device, series=power), Site(root=device.root), turns)
     assert found.figures["joules_per_sample"] == pytest.approx(0.2)
     in_turn = replace(waited, samples=(0.01,) * 20, figures={})
-    found = attended(in_turn, watched(device, series=power), Site(root=device.root), [(0.0, 9.0)])
+    found = attended(in_turn, watched(device, series=power), Site(root=device.root), turns)
     assert found.figures["joules_per_sample"] == pytest.approx(0.12)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from device_stand_in import Device, NvmlLibrary, stand_in
 
 from edgekit.bench import memory
 from edgekit.bench.telemetry import Watch
+from edgekit.bench.telemetry_report import Part
 from edgekit.values import Figure, Unknown
 
 MB = 2**20
@@ -106,15 +108,21 @@ total                                            209920K
 
 
 def test_nvmap_counts_our_processes_only(device: Device) -> None:
-    assert isinstance(memory.nvmap_bytes(root=device.root), Unknown)
     pid = os.getpid()
+    assert isinstance(memory.nvmap_bytes([pid], device.root), Unknown)
     device.write("sys/kernel/debug/nvmap/iovmm/clients", NVMAP.format(pid=pid))
-    assert memory.nvmap_bytes(root=device.root) == 205_824 * 1024
-    assert memory.nvmap_bytes([900], device.root) == 4 * MB
+    assert memory.nvmap_bytes([pid, 1], device.root) == {pid: 205_824 * 1024}
+    assert memory.nvmap_bytes([900], device.root) == {900: 4 * MB}
     assert memory.nvmap_bytes([1], device.root) == Unknown("nvmap lists no process of ours")
     with Watch(root=device.root, interval_s=0.02, gpu_library=NvmlLibrary()) as watch:
         pass
-    assert watch.finished().figures(1.0)["nvmap_bytes"] == 205_824 * 1024
+    report = watch.finished()
+    part = Part(windows=[], pids=[pid])
+    assert report.figures(1.0, part)["nvmap_bytes"] == 205_824 * 1024
+    beside = replace(part, pids=[900], alone=False)
+    figures = report.figures(1.0, beside)
+    assert isinstance(figures["nvmap_bytes"], Unknown)  # another's
+    assert "several engines" in str(figures["available_drop_bytes"])
 
 
 def test_every_figure_of_memory_says_what_it_is_of() -> None:

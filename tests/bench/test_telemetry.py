@@ -20,8 +20,10 @@ from edgekit.bench.jetson_clocks import parse_clocks, read_clocks
 from edgekit.bench.load import OtherLoad, own_cpu_s
 from edgekit.bench.nvml import GpuReading, nvml
 from edgekit.bench.telemetry import Watch
-from edgekit.bench.telemetry_report import Series, TelemetryReport
+from edgekit.bench.telemetry_report import Part, Series, TelemetryReport
 from edgekit.values import Unknown
+
+WHOLE = Part(windows=[(0.0, float("inf"))])
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_a_machine_that_tells_nothing_has_nothing_invented(device: Device) -> No
     report = watch.finished()
     assert report.series == {}
     assert isinstance(report.slowed, Unknown)
-    figures = report.figures(100.0)
+    figures = report.figures(100.0, WHOLE)
     known = {name for name, value in figures.items() if not isinstance(value, Unknown)}
     assert known == {"other_load_share", "telemetry_cost_share"}
     for name in ("mean_power_w", "joules_per_sample", "start_temperature_c", "gpu_memory_bytes"):
@@ -103,7 +105,7 @@ def test_power_and_heat_come_from_a_tegrastats_of_our_own(device: Device, tmp_pa
     assert report.power_source == "tegrastats VDD_IN"
     # 16 W at 200 inferences a second
     assert report.joules_per_sample(200.0) == pytest.approx(0.08)
-    assert report.figures(200.0)["peak_temperature_c"] == pytest.approx(58.312)
+    assert report.figures(200.0, WHOLE)["peak_temperature_c"] == pytest.approx(58.312)
     assert set(report.series["gpu_hz"].values) == {612e6}
     assert set(report.series["emc_hz"].values) == {2133e6}
     with pytest.raises(ProcessLookupError):
@@ -317,7 +319,7 @@ def test_a_gpu_is_read_in_si() -> None:
     assert found.power_w == pytest.approx(61.25)
     assert found.temperature_c == 66
     assert found.used_bytes == 3 << 30
-    assert found.own_bytes == 700 << 20
+    assert found.own_bytes == {4711: 700 << 20}
     assert found.slowed == ()
     assert library.ended
 
@@ -348,7 +350,7 @@ def test_of_several_gpus_the_one_with_our_process_is_meant() -> None:
         assert not isinstance(gpu, Unknown)
         found = gpu.read({4711, 4712})
         assert isinstance(found, GpuReading)
-        assert (found.temperature_c, found.own_bytes) == (66, 1000 << 20)
+        assert (found.temperature_c, found.own_bytes) == (66, {4711: 700 << 20, 4712: 300 << 20})
         nobody = gpu.read({1})
     assert nobody == Unknown("there are 3 GPUs, and 0 of them run ours")
 
@@ -372,7 +374,8 @@ def test_a_process_whose_memory_is_not_available_is_not_18_exabytes() -> None:
         assert not isinstance(gpu, Unknown)
         found = gpu.read({4711})
     assert isinstance(found, GpuReading)
-    assert isinstance(found.own_bytes, Unknown)
+    assert not isinstance(found.own_bytes, Unknown)
+    assert isinstance(found.own_bytes[4711], Unknown)
 
 
 @pytest.mark.parametrize("codes", [{"nvmlInit_v2": 9}, {"nvmlInit_v2": -1}])
@@ -388,7 +391,9 @@ def test_a_watch_reads_the_gpu_that_our_children_are_on() -> None:
             time.sleep(0.3)
         report = watch.finished()
         child.communicate(b"\n")
-    figures = report.figures(10.0)
+    figures = report.figures(10.0, Part(windows=WHOLE.windows, pids=[child.pid]))
+    nobody = report.figures(10.0, Part(windows=WHOLE.windows, pids=[1]))["gpu_memory_bytes"]
+    assert isinstance(nobody, Unknown)
     assert figures["gpu_memory_bytes"] == 5 << 20
     if "RAPL" not in report.power_source:
         assert figures["mean_power_w"] == pytest.approx(61.25)
