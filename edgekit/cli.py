@@ -632,6 +632,9 @@ def bench(
     layers: Annotated[
         bool, typer.Option("--layers", help="The time of each layer, by the runtime's profiler.")
     ] = False,
+    history_place: Annotated[
+        str, typer.Option("--history", help="Its file, instead of the user's; none: no history.")
+    ] = "",
     out: Out = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -642,7 +645,7 @@ def bench(
 
     request = benching.BenchRequest(
         engines=tuple(engine), data=data, recipe=recipe, batch=batch, threads=threads,
-        target=target, out=out,
+        target=target, out=out, history=history_place,
         plan=benching.plan_of(
             seconds=seconds, processes=processes, least_calls=calls, rounds=rounds,
             warmup_seconds=warmup, scenario=scenario, samples_per_query=samples_per_query,
@@ -703,6 +706,9 @@ def compare(
         float | None,
         typer.Option(min=0, help="By how much runs of one engine differ; else the stored one."),
     ] = None,
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Whose stored noise floor is taken.")
+    ] = "",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
@@ -710,7 +716,7 @@ def compare(
     from edgekit import console
     from edgekit.report import comparison
 
-    found = comparison.compare_files(old, new, noise_floor)
+    found = comparison.compare_files(old, new, noise_floor=noise_floor, target=target)
     console.print_json(found.to_json()) if as_json else console.show_comparison(found)
     return found.exit_code
 

@@ -19,6 +19,7 @@ from edgekit.engines.fit import require_fit
 from edgekit.engines.manifest import load_engine
 from edgekit.errors import EdgekitError, InputError
 from edgekit.pipeline.alone import preprocessing_beside
+from edgekit.pipeline.past import remember
 from edgekit.pipeline.result import OnEvent, StepEvent
 from edgekit.recipe import load_recipe
 from edgekit.targets import load_target
@@ -41,7 +42,7 @@ class BenchRequest:
 
     `data` names real samples (None is refused: zeros are never used); `target` whose conditions
     count, empty: the one that the engines are built for. The recipe's preprocessing goes before
-    what lies beside an engine.
+    what lies beside an engine. `history`: see `past.remember`.
     """
 
     engines: tuple[Path, ...]
@@ -52,6 +53,7 @@ class BenchRequest:
     target: str = ""
     recipe: Path | None = None
     out: Path | None = None
+    history: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,8 @@ def bench_engines(request: BenchRequest, on_event: OnEvent = lambda event: None)
     code = max((_exit_code(m, request.plan) for m in measured), key=[0, 3, 1, 4].index)
     if request.out is not None and (unsaved := _unsaved(measured, request.out)) is not None:
         return BenchReport(document={**document, "not_saved": unsaved[0]}, exit_code=unsaved[1])
+    if (lost := _unremembered(arms, measured, request.history)) is not None:
+        return BenchReport(document={**document, "not_remembered": lost[0]}, exit_code=lost[1])
     return BenchReport(document=document, exit_code=code)
 
 
@@ -243,6 +247,17 @@ def _unsaved(measured: Sequence[Measurement], out: Path) -> tuple[dict[str, str]
     """Why the samples are not where they were wanted: what was measured is told all the same."""
     try:
         save_measurements(measured, out)
+    except EdgekitError as error:
+        return {"what": error.what, "where": error.where, "hint": error.hint}, error.exit_code
+    return None
+
+
+def _unremembered(
+    arms: Sequence[Arm], measured: Sequence[Measurement], history: str
+) -> tuple[dict[str, str], int] | None:
+    """Why the history has not got it, likewise."""
+    try:
+        remember(measured, [arm.engine for arm in arms], history)
     except EdgekitError as error:
         return {"what": error.what, "where": error.where, "hint": error.hint}, error.exit_code
     return None

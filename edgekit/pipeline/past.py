@@ -155,6 +155,21 @@ class Past:
             )
 
 
+def remember(measured: Sequence[Measurement], engines: Sequence[Engine], named: str = "") -> None:
+    """Adds measurements that no gate was asked about, each to the history of its own model.
+
+    `named` is another file than the user's, or "none". Raises as `open_history` does.
+    """
+    if named == OFF:
+        return
+    with open_history(history_file(named)) as history:
+        for measurement, engine in zip(measured, engines, strict=True):
+            history.record(
+                [measurement], model=engine.name, target=engine.target, revision=NO_REVISION,
+                places={measurement.arm: str(engine.path.resolve())},
+            )  # fmt: skip
+
+
 def past_of(recipe: Recipe, target: str) -> Past:
     """What a recipe says of the history, for one target."""
     named = recipe.bench.history

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgekit.bench import statistics
 from edgekit.bench.comparison import Compared, compare
 from edgekit.bench.measurement import load_measurements
+from edgekit.bench.noise_floor import stored
 from edgekit.evidence import NO_NOISE_FLOOR
 from edgekit.report import rows
 from edgekit.values import Figure, Unknown
@@ -36,13 +37,22 @@ class Comparison:
         return 3 if any(isinstance(arm.ratio.interval, Unknown) for arm in self.arms) else 0
 
 
-def compare_files(old: Path, new: Path, noise_floor: float | None = None) -> Comparison:
+def compare_files(
+    old: Path, new: Path, *, noise_floor: float | None = None, target: str = ""
+) -> Comparison:
     """The measurements of two files, as `edgekit bench -o` and builds leave them.
 
-    Raises InputError where one cannot be read, and where they are not comparable, with each reason.
+    The noise floor is the one given, else that of the target under the new measurement's
+    conditions, where one is stored. Raises InputError where a file cannot be read, and where they
+    are not comparable, with each reason.
     """
-    floor: Figure = NO_NOISE_FLOOR if noise_floor is None else noise_floor
-    arms = compare(load_measurements(old), load_measurements(new), floor)
+    before, after = load_measurements(old), load_measurements(new)
+    floor: Figure = NO_NOISE_FLOOR
+    if noise_floor is not None:
+        floor = noise_floor
+    elif target and after:
+        floor = stored(target, after[0].conditions)
+    arms = compare(before, after, floor)
     return Comparison(old=old, new=new, arms=arms)
 
 
