@@ -654,7 +654,7 @@ def bench(
     )  # fmt: skip
     with console.build_progress() as on_event:
         found = benching.bench_verb(request, aa=aa, layers=layers, on_event=on_event)
-    console.print_json(found.document) if as_json else console.show_document(found.document)
+    console.print_json(found.document) if as_json else console.show_bench(found.document)
     return found.exit_code
 
 

@@ -113,7 +113,7 @@ def show_target(result: TargetResult) -> None:
 def show_blame(stages: Sequence[Stage], metric: str) -> None:
     """Draws what each step of a build lost, beside the one before and the original."""
     if stages:
-        show_table(rows.BLAME_COLUMNS, rows.blame_rows(stages, metric), prose="through")
+        show_table(rows.BLAME_COLUMNS, rows.blame_rows(stages, metric))
         err.print(Text(f"  {blamed(stages, metric)}", style="dim"), soft_wrap=True)
 
 
@@ -173,6 +173,15 @@ def show_document(content: Mapping[str, object]) -> None:
     for key, value in rows.document(content):
         grid.add_row(key, Text(value))
     err.print(grid)
+
+
+def show_bench(content: Mapping[str, object]) -> None:
+    """Draws what `edgekit bench` found; the layers of an engine as a table."""
+    show_document({name: value for name, value in content.items() if name != "layers"})
+    layers = content.get("layers")
+    if isinstance(layers, list):
+        columns = ("layer", "kind", "ms", "share", "nodes of the graph")
+        show_table(columns, rows.layer_rows(layers), prose="nodes of the graph")
 
 
 def show_plan(plan: BuildPlan) -> None:

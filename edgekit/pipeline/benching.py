@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from edgekit import files
 from edgekit.bench import noise_floor, statistics
 from edgekit.bench.attended import Site
+from edgekit.bench.loops import whole_batches
 from edgekit.bench.measurement import save_measurements
 from edgekit.bench.runner import measure
 from edgekit.bench.scenarios import SINGLE_STREAM, scenario_named
@@ -19,6 +22,7 @@ from edgekit.engines.fit import require_fit
 from edgekit.engines.manifest import load_engine
 from edgekit.errors import EdgekitError, InputError
 from edgekit.pipeline.alone import preprocessing_beside
+from edgekit.pipeline.layer_profile import layer_table
 from edgekit.pipeline.past import remember
 from edgekit.pipeline.result import OnEvent, StepEvent
 from edgekit.recipe import load_recipe
@@ -75,7 +79,23 @@ def bench_verb(
         raise InputError("the noise floor has no layers", where="--layers", got="--aa --layers")
     if aa:
         return measure_noise(request, on_event)
-    return bench_engines(request, on_event)
+    return profile_layers(request) if layers else bench_engines(request, on_event)
+
+
+def profile_layers(request: BenchRequest) -> BenchReport:
+    """The time of each layer of one engine, and which nodes of the graph it is made of."""
+    if len(request.engines) != 1:
+        raise InputError(
+            "the layers of one engine at a time", where="--layers",
+            got=f"{len(request.engines)} engines", wanted="one",
+        )  # fmt: skip
+    (arm,) = _arms(request)
+    batches = whole_batches(arm.inputs, arm.batch)
+    table = layer_table(arm.engine, batches, arm.threads).to_json()
+    document = {"engine": str(arm.engine.path), "batch": arm.batch, **table}
+    if request.out is not None:
+        files.write_text(request.out, json.dumps(document, indent=2) + "\n")
+    return BenchReport(document=document, exit_code=0)
 
 
 def bench_engines(request: BenchRequest, on_event: OnEvent = lambda event: None) -> BenchReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgekit.pipeline.blame import Apart, Stage
 from edgekit.pipeline.result import BuildResult, Facts, TargetResult
@@ -137,19 +138,20 @@ def summary_rows(result: BuildResult) -> list[tuple[str, ...]]:
 
 
 BLAME_COLUMNS = (
-    "after", "through", "metric", "change", "same top-1", "SQNR, worst part", "largest error",
-    "SQNR to the original",
+    "after", "metric", "change", "same top-1", "SQNR", "largest error", "SQNR, original",
 )  # fmt: skip
 
 
 def blame_rows(stages: Sequence[Stage], name: str) -> list[tuple[str, ...]]:
     """What was there after each step: its metric, and how far it is from the last and the first.
 
-    `same top-1`, the SQNR of the worst part and the largest error are against the last one.
+    `same top-1`, the SQNR of the worst part and the largest error are against the last one; the
+    last column is against the original.
     """
     found = []
     for before, stage in zip((None, *stages), stages, strict=False):
-        row = [stage.step, stage.through, _or_dash(stage.metric, metric(stage.metric, name))]
+        emulated = " (emulated)" if "emulated" in stage.through else ""
+        row = [f"{stage.step}{emulated}", _or_dash(stage.metric, metric(stage.metric, name))]
         if before is None or stage.last is None:
             found.append((*row, "", "", "", "", ""))
             continue
@@ -212,6 +214,9 @@ def document(content: Mapping[str, object], prefix: str = "") -> list[tuple[str,
             found.append((place, str(value["unknown"])))
         elif isinstance(value, Mapping):
             found += document(value, f"{place}.")
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            for index, one in enumerate(value):
+                found += document(one, f"{place}.{index + 1}.")
         elif isinstance(value, list):
             found.append((place, ", ".join(map(str, value))))
         elif isinstance(value, float):
@@ -221,3 +226,14 @@ def document(content: Mapping[str, object], prefix: str = "") -> list[tuple[str,
         else:
             found.append((place, "" if value is None else str(value)))
     return found
+
+
+def layer_rows(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The layers of a profile: name, kind, milliseconds, share, and the graph's nodes."""
+    return [
+        (
+            str(layer["name"]), str(layer["kind"]), f"{layer['ms']:.4f}",
+            f"{100 * layer['share']:.1f}%", ", ".join(layer["nodes"]) or "none",
+        )
+        for layer in layers
+    ]  # fmt: skip
