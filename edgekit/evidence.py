@@ -80,7 +80,7 @@ def measured_estimates(
         "p99_ms": _from_statistics(p99, scale=1e3, doubt=few, source=taken),
         "memory_mb": _memory(candidate),
         "size_mb": _figure(candidate, "file_bytes", "the engine's file", 1e-6),
-        "joules": _figure(candidate, "joules_per_sample", "power over the run, by rate"),
+        "joules": _joules(candidate),
     }
     if baseline is not None:
         found["speedup"] = _from_statistics(
@@ -88,6 +88,20 @@ def measured_estimates(
             source=f"in turn with {baseline.arm}",
         )
     return found
+
+
+def _joules(measured: Measurement) -> Estimate:
+    """The energy of a sample, between the ends that its turns give."""
+    found = _figure(measured, "joules_per_sample", "power over its turns, by rate")
+    low, high = (
+        measured.figures.get(f"joules_per_sample_{end}", Unknown("its spread was not measured"))
+        for end in ("low", "high")
+    )
+    if isinstance(low, Unknown):
+        return replace(found, doubt=low.reason)
+    if isinstance(high, Unknown):
+        return replace(found, doubt=high.reason)
+    return replace(found, interval=(low, high))
 
 
 def regression_estimate(ratio: Ratio) -> Estimate:

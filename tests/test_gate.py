@@ -324,11 +324,15 @@ def test_two_times_without_a_noise_floor_decide_nothing() -> None:
 
 
 def test_energy_that_was_measured_has_a_limit_and_unmeasured_energy_does_not_pass() -> None:
-    known = measured_estimates(made(figures={"joules_per_sample": 0.02}))
+    ends = {"joules_per_sample_low": 0.018, "joules_per_sample_high": 0.023}
+    known = measured_estimates(made(figures={"joules_per_sample": 0.02, **ends}))
     assert decide(evidence(known), {"max_joules": 0.03}).verdict is PASS
     assert decide(evidence(known), {"max_joules": 0.01}).verdict is FAIL
+    assert decide(evidence(known), {"max_joules": 0.0225}).verdict is INCONCLUSIVE
+    spread = measured_estimates(made(figures={"joules_per_sample": 0.02}))
     unknown = measured_estimates(made())
-    assert decide(evidence(unknown), {"max_joules": 0.03}).verdict is INCONCLUSIVE
+    for figures in (spread, unknown):
+        assert decide(evidence(figures), {"max_joules": 0.03}).verdict is INCONCLUSIVE
 
 
 def test_more_rounds_are_asked_for_only_where_they_may_decide() -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgekit.bench import statistics
 from edgekit.bench.conditions import Judged, check_conditions, check_start
 from edgekit.bench.device_state import DeviceState
@@ -14,6 +16,9 @@ from edgekit.values import Figure, Measurement, Unknown
 
 if TYPE_CHECKING:
     from edgekit.targets import Target
+
+
+_JOULES_CONFIDENCE = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,11 @@ def attended(measured: Measurement, report: TelemetryReport, site: Site, part: P
     slowed = () if any(each.when == "during" for each in judged.broken) else report.doubts()
     return replace(
         measured,
-        figures={**measured.figures, **report.figures(_rate(measured), part)},
+        figures={
+            **measured.figures,
+            **report.figures(_rate(measured), part),
+            **_joules_between(measured, report, part),
+        },
         conditions={**measured.conditions, **passing},
         doubts=(*measured.doubts, *site.doubts, *slowed, *map(str, judged.unread), *broken),
         broken=broken,
@@ -64,3 +73,26 @@ def _rate(measured: Measurement) -> Figure:
         return Unknown("no sample was taken")
     answered = measured.figures.get("answered_per_s")
     return answered if answered is not None else statistics.fps(measured).value
+
+
+def _joules_between(
+    measured: Measurement, report: TelemetryReport, part: Part
+) -> dict[str, Figure]:
+    """Between which two figures the energy of a sample lies, from its turns as they differ.
+
+    With 99% confidence: a gate may ask several times, and the readings are few. `joules_per_sample`
+    itself is of all turns together.
+    """
+    low: Figure
+    high: Figure
+    powers = report.window_powers_w(part.windows)
+    lacking = next((power for power in powers if isinstance(power, Unknown)), None)
+    if lacking is not None:
+        low = high = lacking
+    elif "answered_per_s" in measured.figures or len(powers) != len(measured.rounds):
+        low = high = Unknown("the rate of each turn is not known")
+    else:
+        turns = np.asarray(powers, np.float64) / statistics.round_rates(measured)
+        found = statistics.student_interval(turns, _JOULES_CONFIDENCE)
+        low, high = (found, found) if isinstance(found, Unknown) else found
+    return {"joules_per_sample_low": low, "joules_per_sample_high": high}

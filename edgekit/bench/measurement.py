@@ -85,7 +85,8 @@ def load_measurements(path: Path) -> tuple[Measurement, ...]:
 def pooled(earlier: Measurement, later: Measurement) -> Measurement:
     """Two runs of one arm under the same conditions as one measurement, as old as the earlier.
 
-    Samples and rounds follow one another; of a figure that is a peak the larger one stays.
+    Samples and rounds follow one another; of a figure that is a peak the larger one stays, of a
+    lower end (its name says "low") the smaller one.
     Raises ValueError where the runs are not of the same thing.
     """
     same = ("arm", "quantity", "unit", "batch")
@@ -97,7 +98,7 @@ def pooled(earlier: Measurement, later: Measurement) -> Measurement:
     for name, value in later.figures.items():
         before = figures.get(name, value)
         if not isinstance(before, Unknown) and not isinstance(value, Unknown):
-            figures[name] = max(before, value)
+            figures[name] = (min if name.endswith("_low") else max)(before, value)
     count = len(earlier.samples)
     return replace(
         earlier,

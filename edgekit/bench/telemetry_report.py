@@ -83,6 +83,14 @@ class TelemetryReport:
             return Unknown(f"only {len(values)} readings of the power fell into the run")
         return fmean(values)
 
+    def window_powers_w(self, windows: Sequence[Window]) -> tuple[Figure, ...]:
+        """The mean power of each window; unknown where no reading fell into it."""
+        series = self.series.get("power_w")
+        if series is None:
+            return tuple(self.mean_power_w() for _ in windows)
+        missed = Unknown("no reading of the power fell into a turn: measure longer")
+        return tuple(fmean(v) if (v := series.within([w])) else missed for w in windows)
+
     def joules_per_sample(self, fps: Figure, windows: Sequence[Window] | None = None) -> Figure:
         """Mean power over the run / throughput: joules for each inference, idle power included.
 

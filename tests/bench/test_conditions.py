@@ -310,3 +310,25 @@ def test_a_servers_energy_is_by_what_it_answered(device: Device) -> None:
     in_turn = replace(waited, samples=(0.01,) * 20, figures={})
     found = attended(in_turn, watched(device, series=power), Site(root=device.root), turns)
     assert found.figures["joules_per_sample"] == pytest.approx(0.12)
+
+
+@pytest.mark.parametrize(("watts", "known"), [((12.0, 10.0, 14.0), True), ((12.0, 10.0), False)])
+def test_the_ends_of_an_energy_are_from_its_turns(
+    device: Device, watts: tuple[float, ...], known: bool
+) -> None:
+    """12 W, 10 W and 14 W at 100 samples a second: 0.12 J -+ t s / sqrt(n), t = 9.925."""
+    power = {
+        "power_w": Series(unit="W", source="x", at_s=(0.5, 1.5, 2.5)[: len(watts)], values=watts)
+    }
+    measured = Measurement(
+        arm="a", quantity="latency", unit="s", samples=(0.01,) * 30, rounds=(0, 10, 20), batch=1,
+        taken_at=time.time(),
+    )  # fmt: skip
+    turns = Part(windows=[(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)])
+    figures = attended(measured, watched(device, series=power), Site(root=device.root), turns)
+    ends = [figures.figures[f"joules_per_sample_{end}"] for end in ("low", "high")]
+    if not known:
+        assert "no reading of the power fell into a turn" in str(ends[0])
+        return
+    half = 9.925 * 0.02 / 3**0.5
+    assert ends == pytest.approx([0.12 - half, 0.12 + half], rel=1e-3)

@@ -5,7 +5,7 @@ Functions on arrays and on Measurements, without I/O.
 
 from edgekit.bench.statistics.autocorrelation import effective_samples, long_run_variance
 from edgekit.bench.statistics.doubts import Doubt, doubts
-from edgekit.bench.statistics.intervals import CONFIDENCE, Estimated
+from edgekit.bench.statistics.intervals import CONFIDENCE, Estimated, student_interval
 from edgekit.bench.statistics.percentiles import (
     early_stopping,
     enough_samples,
@@ -15,6 +15,7 @@ from edgekit.bench.statistics.percentiles import (
 from edgekit.bench.statistics.rates import (
     fps,
     process_samples,
+    round_rates,
     round_samples,
     round_spread,
     throughput,
@@ -33,6 +34,6 @@ __all__ = [
     "CONFIDENCE", "Doubt", "Ends", "Estimated", "burst_and_sustained", "doubts",
     "early_stopping", "effective_samples", "enough_samples", "fps", "long_run_variance",
     "look_confidence", "noise_floor", "over_processes", "percentile", "percentile_estimate",
-    "process_samples", "ratio_of_processes", "round_samples", "round_spread", "speedup",
-    "steady_from", "throughput", "undisturbed_ratio",
+    "process_samples", "ratio_of_processes", "round_rates", "round_samples", "round_spread",
+    "speedup", "steady_from", "student_interval", "throughput", "undisturbed_ratio",
 ]  # fmt: skip
