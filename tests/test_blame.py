@@ -198,9 +198,9 @@ def test_the_table_has_a_row_for_each_step_and_a_dash_for_what_is_unknown() -> N
         first=None,
     )  # fmt: skip
     table = rows.blame_rows((first(0.99), segment), "fidelity")
-    assert table[0] == ("original", "x", "0.99", "", "", "", "", "")
+    assert table[0] == ("original", "0.99", "", "", "", "", "")
     assert table[1] == (
-        "quantize", "onnxruntime, emulated", "0.97", "-0.02", "-", "12.2 dB", "0.2", "-",
+        "quantize (emulated)", "0.97", "-0.02", "-", "12.2 dB", "0.2", "-",
     )  # fmt: skip
     assert {len(row) for row in table} == {len(rows.BLAME_COLUMNS)}
 
