@@ -116,10 +116,7 @@ class Watch:
         take, root = self._readings.take, self._root
         for zone, value in sensors.temperatures_c(root).items():
             take(f"temperature_c.{zone}", value, "C", "/sys/class/thermal")
-        clocks = [clock.now_hz for clock in sensors.cpu_clocks(root).values()]
-        known = [hz for hz in clocks if not isinstance(hz, Unknown)]
-        if known:
-            take("cpu_hz", sum(known) / len(known), "Hz", "cpufreq, the mean of the CPUs")
+        take("cpu_hz", sensors.mean_cpu_hz(root), "Hz", "cpufreq, the mean of some CPUs")
         take("gpu_hz", sensors.gpu_clock(root).now_hz, "Hz", "devfreq")
         take("available_bytes", sensors.available_bytes(root), "bytes", "MemAvailable")
         if memory.shows_nvmap(root):

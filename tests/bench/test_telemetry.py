@@ -192,6 +192,7 @@ def test_clocks_governors_and_memory_are_read_in_si(device: Device) -> None:
     assert list(clocks) == ["cpu0", "cpu10"]
     assert (clocks["cpu0"].governor, clocks["cpu0"].now_hz) == ("schedutil", 1.4e9)
     assert clocks["cpu10"].least_hz == 0.6e9
+    assert sensors.mean_cpu_hz(device.root) == pytest.approx(1.45e9)
     assert sensors.gpu_clock(device.root).now_hz == 612e6
     assert sensors.available_bytes(device.root) == 2**20
     with Watch(root=device.root, interval_s=0.05, gpu_library=NvmlLibrary()) as watch:
@@ -233,6 +234,12 @@ def test_a_counter_of_heat_that_grows_is_a_slow_down(device: Device) -> None:
     with Watch(root=device.root, interval_s=0.02, gpu_library=NvmlLibrary()) as watch:
         device.write(place, "9")
     assert watch.finished().slowed == ("the CPU was slowed down for its heat",)
+
+
+def test_of_many_cpus_only_some_are_asked_for_their_clock(device: Device) -> None:
+    for number in range(20):
+        device.cpu(number, "schedutil", now_khz=1_000_000 if number % 3 == 0 else 9_000_000)
+    assert sensors.mean_cpu_hz(device.root) == pytest.approx(1e9)  # 0, 3, 6, ... 18
 
 
 # The power mode and the clocks of a Jetson.
