@@ -13,10 +13,11 @@ import pytest
 from edgekit.errors import EdgekitError, InputError, MissingPackageError
 from edgekit.pipeline import build as pipeline
 from edgekit.pipeline.cache import Cache, Step
+from edgekit.pipeline.quantization import dialect_of
 from edgekit.pipeline.result import BuildResult, Facts, Refusal, TargetResult
 from edgekit.pipeline.workshop import Workshop
 from edgekit.report import rows
-from edgekit.targets import load_target, target_names
+from edgekit.targets import load_target, resolve_target, target_names
 from edgekit.values import Unknown, Verdict
 
 RECIPE = """
@@ -71,6 +72,9 @@ def test_all_is_every_profile_and_each_refusal_is_named(project: Path) -> None:
     named = {target for _, target, _ in found.steps if target}
     assert named == {*target_names(project)} - refused
     assert "own-board" in named
+    dialects = {json.dumps(dialect_of(resolve_target(name).target).as_json()) for name in named
+                if name in target_names()}  # fmt: skip
+    assert [step for step, _, _ in found.steps].count("quantize") == len(dialects) < len(named)
     shared = Counter(step for step, target, _ in found.steps if not target)
     assert all(shared[step] <= 2 for step in SHARED)  # the original's outputs, the folded one's
 

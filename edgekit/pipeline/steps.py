@@ -219,10 +219,12 @@ def quantize_step(
             save(found.model, folder / MODEL_FILE)
         write_json(folder / REPORT_FILE, found.to_json())
 
+    # Only a calibration cache names its TensorRT; Q/DQ of one dialect serve every version.
+    runtime = job.version if job.dialect.written == "cache" else ""
     key = key_of(
         "quantize", source=source.key, ranges=observed.key, dialect=job.dialect.as_json(),
         data=job.batches.digest, options=job.options.model_dump(mode="json"),
-        floor="" if floor is None else floor.digest, runtime=job.version,
+        floor="" if floor is None else floor.digest, runtime=runtime,
         versions=versions(["onnxruntime", "torch"]),
     )  # fmt: skip
     return Step(name="quantize", key=key, make=make)
