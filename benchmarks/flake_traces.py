@@ -55,12 +55,27 @@ class Slowed:
 
     def execute(self) -> None:
         self.session.execute()
-        until = time.thread_time_ns() + self.extra_ns
-        while self.extra_ns and time.thread_time_ns() < until:
-            pass
+        if self.extra_ns:
+            burn(self.extra_ns)
 
     def fetch(self) -> dict[str, Array]:
         return self.session.fetch()
+
+
+def burn(wanted_ns: int) -> None:
+    until = time.thread_time_ns() + wanted_ns
+    while time.thread_time_ns() < until:
+        pass
+
+
+def cost_of_burning_nothing_ns() -> float:
+    """What reading the clock takes on top of the time that is burnt."""
+    costs = []
+    for _ in range(2000):
+        begun = time.perf_counter_ns()
+        burn(0)
+        costs.append(time.perf_counter_ns() - begun)
+    return float(np.median(costs))
 
 
 def work(engine: Path, extra_ns: int, asked: Connection) -> None:
@@ -183,10 +198,11 @@ def take(folder: Path, pairs: int) -> None:
         turn(process, WARM_UP_S)
         undisturbed = float(np.quantile(turn(process, 2.0), UNDISTURBED))
     print(f"an undisturbed call takes {undisturbed / 1e6:.3f} ms", file=sys.stderr)
+    cost = cost_of_burning_nothing_ns()
     for number in range(pairs):
         for loaded in (False, True):
             for share in SLOWER:
-                found = take_pair(engine, int(share * undisturbed), loaded)
+                found = take_pair(engine, max(0, int(share * undisturbed - cost)), loaded)
                 found["load"] = np.array(os.getloadavg()[0])
                 name = f"{100 * share:02.0f}-{'loaded' if loaded else 'alone'}-{number}.npz"
                 np.savez_compressed(folder / name, **found)
