@@ -462,7 +462,8 @@ class BenchSection(Section):
     """How long to measure each arm, in how many turns; how old a measurement may be used.
 
     `history` is the file of all measurements, relative to the recipe: absent, one in the user's
-    data folder; "none", nothing is remembered.
+    data folder; "none", nothing is remembered. `processes` for each arm, one after the other, each
+    with its own load of the engine: absent, 5 where the gate has max_regression, else one.
     """
 
     seconds: Positive = 6.0
@@ -471,6 +472,7 @@ class BenchSection(Section):
     batch: Whole = 1
     max_age: Duration = 86400.0
     history: str = ""
+    processes: Whole | None = None
 
 
 class BuildSection(Section):

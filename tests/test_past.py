@@ -188,6 +188,7 @@ precision = "fp32"
 seconds = 0.3
 rounds = 6
 warmup_seconds = 0.05
+processes = 1
 history = "history.sqlite"
 [build]
 targets = ["cpu"]

@@ -14,7 +14,7 @@ from edgekit.bench.measurement import (
     same_conditions,
     save_measurements,
 )
-from edgekit.bench.runner import measure_side_by_side
+from edgekit.bench.runner import measure
 from edgekit.bench.workload import Arm, Plan, lasting_conditions
 from edgekit.engines.base import Engine
 from edgekit.engines.manifest import load_engine
@@ -43,6 +43,7 @@ from edgekit.verify import VerifyReport
 ENGINE_FOLDER, MEASUREMENT_FILE = "engine", "measurement.json"
 
 _BENCH_SAMPLES = 64
+_REGRESSION_PROCESSES = 5
 
 
 def finish_here(  # noqa: PLR0913, PLR0917
@@ -144,13 +145,17 @@ class _Bench:
             for name, engine in engines.items()
         ]  # fmt: skip
         options = recipe.bench
+        # What a process was dealt (memory, caches) lasts as long as it does: a comparison as close
+        # as a regression's needs several, each with turns of its own.
+        usual = 1 if recipe.gate.max_regression is None else _REGRESSION_PROCESSES
         self._plan = Plan(
-            seconds=options.seconds, rounds=options.rounds, warmup_seconds=options.warmup_seconds
-        )
+            seconds=options.seconds, rounds=options.rounds, warmup_seconds=options.warmup_seconds,
+            processes=min(options.processes or usual, options.rounds),
+        )  # fmt: skip
         key = key_of(
             "measurement",
             engines={name: engine.sha256 for name, engine in engines.items()},
-            plan=[options.seconds, options.rounds, options.warmup_seconds, options.batch],
+            plan=[str(self._plan), options.batch],
             data=project.evaluation.digest,
             conditions=target.conditions.model_dump(mode="json"),
         )
@@ -187,11 +192,9 @@ class _Bench:
         """One more run; its rounds join those of the runs before."""
         begun = time.monotonic()
         self._tell("started")
-        options = self._options
-        run = measure_side_by_side(
-            self._arms, seconds=options.seconds, rounds=options.rounds,
-            warmup_seconds=options.warmup_seconds,
-            on_progress=self._workshop.progress_of("bench", self._target), site=self._site,
+        run = measure(
+            self._arms, self._plan, on_progress=self._workshop.progress_of("bench", self._target),
+            on_stopped=self._keep, site=self._site,
         )  # fmt: skip
         earlier = self.measured
         self.measured = tuple(map(pooled, earlier, run)) if earlier else run
@@ -205,6 +208,10 @@ class _Bench:
         self._workshop.note(
             "bench", self._target, cached=False, seconds=time.monotonic() - begun, said=said
         )
+
+    def _keep(self, taken: Sequence[Measurement]) -> None:
+        """What was taken of a run that ends early; no verdict rests on it."""
+        save_measurements(taken, self.path.with_suffix(".broken-off.json"))
 
     def _tell(self, state: str, said: str = "") -> None:
         self._workshop.on_event(
