@@ -133,7 +133,7 @@ def measure_noise(request: BenchRequest, on_event: OnEvent = lambda event: None)
     runs = [
         _measured(same, request, on_event, f"{run + 1} of {_AA_RUNS}, ") for run in range(_AA_RUNS)
     ]
-    found = [statistics.speedup(second, first) for first, second in runs]
+    found = [statistics.undisturbed_ratio(second, first) for first, second in runs]
     share = statistics.noise_floor(found)
     latest = runs[-1][0]
     broken = tuple(dict.fromkeys(said for run in runs for m in run for said in m.broken))
