@@ -22,7 +22,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 bench: $(READY)
-	cd $(EXAMPLE) && $(CURDIR)/$(BIN)/edgekit build --target cpu --rebench --strict
+	$(BIN)/python benchmarks/run_cases.py --out build/bench
 
 lint: $(READY)
 	$(BIN)/ruff check .
