@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from edgekit.bench.comparison import barriers, compare, ratio_by_original, ratio_of_rates
 from edgekit.bench.measurement import save_measurements
+from edgekit.bench.noise_floor import NoiseFloor, store
 from edgekit.cli import app
 from edgekit.errors import InputError
 from edgekit.values import Measurement, Unknown
@@ -147,3 +148,21 @@ def test_the_verb_compares_refuses_and_says_what_it_does_not_know(tmp_path: Path
     code, _, err = asked(old, other)
     assert (code, "host: board and other" in err) == (2, True)
     assert asked(old, tmp_path / "missing.json")[0] == 2
+
+
+def test_the_verb_takes_the_floor_that_is_stored_for_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    save_measurements([made(0.002, seed=1)], old)
+    save_measurements([made(0.003, seed=2)], new)
+    # Without one nobody can say how much two times differ.
+    assert CliRunner().invoke(app, ["compare", str(old), str(new), "-t", "cpu"]).exit_code == 3
+    store(NoiseFloor(
+        target="cpu", share=0.6, taken_at=0.0, plan="", engine="", machine={"host": "board"}
+    ))  # fmt: skip
+    done = CliRunner().invoke(app, ["compare", str(old), str(new), "-t", "cpu", "--json"])
+    assert done.exit_code == 0
+    (arm,) = json.loads(done.stdout)["arms"]
+    assert arm["said"] == "no clear difference"  # half as slow again, and the floor is more

@@ -25,7 +25,7 @@ from edgekit.engines.manifest import load_engine
 from edgekit.errors import InputError
 from edgekit.history import LAST_PASSED, Revision, history_file, open_history
 from edgekit.pipeline.from_recipe import FromRequest, build_from
-from edgekit.pipeline.past import Past, past_of
+from edgekit.pipeline.past import Past, past_of, remember
 from edgekit.pipeline.result import TargetResult
 from edgekit.pipeline.revision import revision_of
 from edgekit.recipe import load_recipe
@@ -151,6 +151,25 @@ def test_the_baselines_engine_takes_turns_where_it_can_run_again(
     assert past.rival({"int8": other}) is None
 
 
+def test_a_measurement_of_no_build_is_remembered_under_its_engines_model(
+    tmp_path: Path, residual_path: Path
+) -> None:
+    engine = engine_in(tmp_path / "engine", residual_path)
+    measured = made(engine=engine.sha256)
+    remember([measured], [engine], "none")
+    assert not history_file().exists()
+    remember([measured], [engine])
+    with open_history(history_file()) as history:
+        (entry,) = history.entries("net", "cpu")
+        assert entry.verdict is None
+        assert Path(entry.place).parent == (tmp_path / "engine").resolve()
+        assert history.measurement(entry.id) == measured
+        # What no gate was asked about is no baseline, unless somebody says so.
+        assert isinstance(history.picked(LAST_PASSED, model="net", target="cpu"), Unknown)
+        history.accept(entry.id, model="net")
+        assert history.picked(LAST_PASSED, model="net", target="cpu") != ()
+
+
 def git(folder: Path, *arguments: str) -> None:
     command = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e@x", *arguments]
     subprocess.run(command, check=True, capture_output=True)
@@ -260,6 +279,12 @@ def test_builds_are_remembered_judged_and_held_to_what_passed(
     assert (code, checks["max_regression"]["value"]) == (0, 0.0)
     assert "the engine is the same" in str(checks["max_regression"]["source"])
     assert JUnitXml.fromfile(str(junit)).errors == 0
+    # A limit that lies within the interval of what was measured decides nothing.
+    _, checks = built("min_fps = 1")
+    code, straddled = built(f"min_fps = {checks['min_fps']['value']}")
+    assert (code, straddled["min_fps"]["verdict"]) == (3, "inconclusive")
+    assert straddled["min_fps"]["because"] == "the limit lies within the interval"
+    assert JUnitXml.fromfile(str(junit)).errors == 1
     # An impossible limit fails, and its verdict stands in the history beside what passed.
     code, checks = built("min_fps = 1e9")
     assert code == 1
