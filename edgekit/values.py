@@ -240,7 +240,8 @@ class Measurement:
     round of the interleaved run begins, `processes` (some of the same) those at which another
     process took over; empty: there was one. `taken_at` is seconds since the epoch. `broken` are the
     conditions of the target that did not hold: with any, the run is invalid. `unchecked` are those
-    that nobody could read: with any, it decides nothing.
+    that nobody could read: with any, it decides nothing. `readings` is what was seen beside each
+    run (heat, clocks, power, memory), JSON-ready.
     """
 
     arm: str
@@ -255,6 +256,7 @@ class Measurement:
     doubts: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
+    readings: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     processes: tuple[int, ...] = ()
 
 

@@ -64,6 +64,7 @@ def attended(measured: Measurement, report: TelemetryReport, site: Site, part: P
         doubts=(*measured.doubts, *site.doubts, *slowed, *map(str, judged.unread), *broken),
         broken=broken,
         unchecked=tuple(map(str, judged.unread)),
+        readings=(report.to_json(),),
     )
 
 

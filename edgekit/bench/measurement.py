@@ -33,6 +33,7 @@ def to_json(measurement: Measurement) -> dict[str, object]:
         "doubts": list(measurement.doubts),
         "broken": list(measurement.broken),
         "unchecked": list(measurement.unchecked),
+        "readings": list(measurement.readings),
         "samples": list(measurement.samples),
     }
 
@@ -53,6 +54,7 @@ def from_json(stored: Mapping[str, Any]) -> Measurement:
         broken=tuple(stored.get("broken", ())),
         processes=tuple(int(index) for index in stored.get("processes", ())),
         unchecked=tuple(stored.get("unchecked", ())),
+        readings=tuple(stored.get("readings", ())),
     )
 
 
@@ -109,6 +111,7 @@ def pooled(earlier: Measurement, later: Measurement) -> Measurement:
         doubts=tuple(dict.fromkeys(earlier.doubts + later.doubts)),
         broken=tuple(dict.fromkeys(earlier.broken + later.broken)),
         unchecked=tuple(dict.fromkeys(earlier.unchecked + later.unchecked)),
+        readings=earlier.readings + later.readings,
     )
 
 

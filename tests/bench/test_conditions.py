@@ -210,6 +210,8 @@ def test_a_broken_condition_is_in_the_measurement_and_on_the_disk(
     found = attended(bare, report, Site(target=target, root=device.root), Part(windows=[]))
     assert len(found.broken) == len(found.unchecked) == 1
     assert "the CPU is throttled" in found.doubts
+    (readings,) = found.readings
+    assert readings["before"]["power_mode"] == "MODE_15W"
     assert from_json(json.loads(json.dumps(to_json(found)))) == found
 
 
