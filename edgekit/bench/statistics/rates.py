@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgekit.bench.statistics.autocorrelation import long_run_variance
+from edgekit.bench.statistics.autocorrelation import effective_samples, long_run_variance
 from edgekit.bench.statistics.intervals import (
     CONFIDENCE,
     Estimated,
@@ -26,9 +26,10 @@ def throughput(
     """Samples a second, batch / (mean latency), from the latencies of each process in order.
 
     One process: the interval of the mean is -+ t sqrt(v / n), v the long-run variance, which
-    counts that calls in a row are alike. Several: the wider of that (v of each process, added up)
-    and Student's over the processes' own means, so that what differs from process to process is in
-    it. Unknown with fewer than 20 samples in a process, or an interval that reaches zero.
+    counts that calls in a row are alike, t Student's for as many as they are worth. Several: the
+    wider of that (v of each process, added up) and Student's over the processes' own means, so
+    that what differs from process to process is in it. Unknown with fewer than 20 samples in a
+    process, or an interval that reaches zero.
     """
     counts = np.array([len(group) for group in groups])
     total = int(counts.sum())
@@ -39,7 +40,9 @@ def throughput(
     variance = math.fsum(
         (len(group) / total) ** 2 * long_run_variance(group) / len(group) for group in groups
     )
-    half = student_quantile(0.5 + confidence / 2, total - len(groups)) * math.sqrt(variance)
+    worth = math.fsum(effective_samples(group) for group in groups)
+    degrees = max(1, int(worth) - len(groups))
+    half = student_quantile(0.5 + confidence / 2, degrees) * math.sqrt(variance)
     if len(groups) > 1:
         between = student_interval(np.array([group.mean() for group in groups]), confidence)
         assert not isinstance(between, Unknown)
