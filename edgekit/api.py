@@ -310,7 +310,11 @@ def bench(
     engines: Mapping[str, Engine | str | Path], data: Batches, *, seconds: float = 6.0,
     rounds: int = 12,
 ) -> tuple[Measurement, ...]:  # fmt: skip
-    """A Measurement of each engine by name, taken in turns on this machine, on real samples."""
+    """A Measurement of each engine by name, taken in turns on this machine, on real samples.
+
+    The conditions that the engines' target declares are checked, and kept with what was broken.
+    """
+    from edgekit.bench.attended import site_of
     from edgekit.bench.runner import measure_side_by_side
     from edgekit.bench.workload import Arm
     from edgekit.engines.manifest import load_engine
@@ -321,7 +325,8 @@ def bench(
             inputs=feeds)
         for name, e in engines.items()
     ]  # fmt: skip
-    return measure_side_by_side(arms, seconds=seconds, rounds=rounds)
+    site = site_of({arm.engine.target for arm in arms})
+    return measure_side_by_side(arms, seconds=seconds, rounds=rounds, site=site)
 
 
 def gate(evidence: Evidence | str | Path, limits: Mapping[str, float] | None = None) -> Decision:

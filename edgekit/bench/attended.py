@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from edgekit.bench import statistics
 from edgekit.bench.conditions import Judged, check_conditions, check_start
 from edgekit.bench.device_state import DeviceState
 from edgekit.bench.telemetry_report import Part, TelemetryReport
+from edgekit.errors import InputError
 from edgekit.values import Figure, Measurement, Unknown
 
 if TYPE_CHECKING:
@@ -35,6 +37,26 @@ class Site:
 
 HERE = Site()
 """This machine, with no target's conditions."""
+
+
+def site_of(targets: Collection[str]) -> Site:
+    """The conditions of the one target that all engines are built for, by its name.
+
+    An engine may come from a machine that has a target of its own: without its file nothing is
+    demanded, and a doubt says so.
+    """
+    from edgekit.targets import load_target
+
+    names = sorted(set(targets))
+    if len(names) > 1:
+        said = f"the engines are for {', '.join(names)}: no conditions were checked"
+        return Site(doubts=(said,))
+    (only,) = names
+    try:
+        return Site(target=load_target(only))
+    except InputError:
+        said = f'the target "{only}" is not known here: no conditions were checked'
+        return Site(doubts=(said,))
 
 
 def state_checked(measured: Measurement, state: DeviceState, target: Target) -> Measurement:

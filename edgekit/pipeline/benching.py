@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit import files
 from edgekit.bench import noise_floor, statistics
-from edgekit.bench.attended import Site
+from edgekit.bench.attended import Site, site_of
 from edgekit.bench.loops import whole_batches
 from edgekit.bench.measurement import save_measurements
 from edgekit.bench.runner import measure
@@ -197,21 +197,11 @@ def broken_off_file(out: Path) -> Path:
 def _site(name: str, arms: Sequence[Arm]) -> Site:
     """The conditions of the target that is named, else of the one that all engines are built for.
 
-    An engine may come from a machine that has a target of its own: without its file nothing is
-    demanded, and a doubt says so. Raises as `load_target` does for one that is named.
+    Raises as `load_target` does for one that is named.
     """
     if name:
         return Site(target=load_target(name))
-    names = {arm.engine.target for arm in arms}
-    if len(names) > 1:
-        said = "the engines are for several targets: no conditions were checked"
-        return Site(doubts=(said,))
-    (only,) = names
-    try:
-        return Site(target=load_target(only))
-    except InputError:
-        said = f'the target "{only}" is not known here: no conditions were checked'
-        return Site(doubts=(said,))
+    return site_of({arm.engine.target for arm in arms})
 
 
 def _arms(request: BenchRequest) -> list[Arm]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from device_stand_in import FREE, MODES, PINNED, Device, NvmlLibrary, stand_in
 
-from edgekit.bench.attended import Site, attended
+from edgekit.bench.attended import Site, attended, site_of
 from edgekit.bench.conditions import Judged, check_conditions, check_start, mode_command
 from edgekit.bench.device_state import read_state
 from edgekit.bench.measurement import from_json, load_measurements, to_json
@@ -334,3 +334,13 @@ def test_the_ends_of_an_energy_are_from_its_turns(
         return
     half = 9.925 * 0.02 / 3**0.5
     assert ends == pytest.approx([0.12 - half, 0.12 + half], rel=1e-3)
+
+
+def test_engines_bring_their_targets_conditions_along() -> None:
+    assert site_of(["cpu", "cpu"]).target == load_target("cpu")
+    assert site_of(["cpu", "rtx-4060"]).doubts == (
+        "the engines are for cpu, rtx-4060: no conditions were checked",
+    )
+    elsewhere = site_of(["conveyor-camera"])
+    assert elsewhere.target is None
+    assert "not known here" in elsewhere.doubts[0]
