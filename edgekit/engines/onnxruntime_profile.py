@@ -98,7 +98,6 @@ def read_profile(text: str, ends: dict[str, tuple[str, ...]]) -> Profiled:
             for name, seconds in took.items()
         ),
         whole_seconds=sum(end - begin for begin, end in runs) / 1e6 / len(runs),
-        median_whole_seconds=statistics.median(end - begin for begin, end in runs) / 1e6,
         calls=len(runs),
         source="ONNX Runtime's profile, whole microseconds",
     )  # fmt: skip

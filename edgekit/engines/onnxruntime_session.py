@@ -35,6 +35,10 @@ class OnnxRuntimeSession:
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in self._inputs}
         self._staged: dict[str, Array] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        # Outputs that stay bound are written over by the next run; they must have its shape.
+        self._outputs_follow = _outputs_follow(self._inputs, self._outputs)
+        self._outputs_bound = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -54,7 +58,9 @@ class OnnxRuntimeSession:
                 where=self._where, got=", ".join(feeds), wanted=", ".join(self._dtypes),
             )  # fmt: skip
         for name, dtype in self._dtypes.items():
-            array = np.ascontiguousarray(feeds[name])
+            array = feeds[name]
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
             if array.dtype != dtype:
                 raise InputError(
                     f'the input "{name}" has the wrong type',
@@ -62,12 +68,16 @@ class OnnxRuntimeSession:
                 )  # fmt: skip
             self._staged[name] = array  # ONNX Runtime reads it where it lies
             self._binding.bind_cpu_input(name, array)
+            if self._shapes.get(name) != array.shape:
+                self._shapes[name], self._outputs_bound = array.shape, False
 
     def execute(self) -> None:
         """Runs once. Raises InputError where the inputs' shapes do not fit the model."""
-        self._binding.clear_binding_outputs()
-        for spec in self._outputs:
-            self._binding.bind_output(spec.name)
+        if not self._outputs_bound:
+            self._binding.clear_binding_outputs()
+            for spec in self._outputs:
+                self._binding.bind_output(spec.name)
+            self._outputs_bound = self._outputs_follow
         try:
             self._session.run_with_iobinding(self._binding)
         except _foreign_errors() as error:
@@ -89,6 +99,15 @@ class OnnxRuntimeSession:
     ) -> None:
         del self._binding, self._session
         self._staged.clear()
+
+
+def _outputs_follow(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> bool:
+    """Whether equal shapes of the inputs mean equal shapes of the outputs, as far as specs tell.
+
+    A size that no input has may depend on what is in it (NonZero, NonMaxSuppression).
+    """
+    given = {size for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?"}
+    return all(isinstance(s, int) or s in given for spec in outputs for s in spec.shape)
 
 
 def session_options(ort: Any, settings: SessionSettings, level: str) -> Any:

@@ -27,13 +27,10 @@ class ProfiledLayer:
 class Profiled:
     """The layers in the order run. `whole_seconds` is the mean of a call, with what lies between.
 
-    `median_whole_seconds` is the median of the same.
-
     A profiler slows down what it watches: these are shares of a call, not its latency.
     """
 
     layers: tuple[ProfiledLayer, ...]
     whole_seconds: Figure
-    median_whole_seconds: Figure
     calls: int
     source: str

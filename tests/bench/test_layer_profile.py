@@ -37,9 +37,7 @@ RESIDUAL = (
 
 
 def profiled(*layers: ProfiledLayer, whole: float | Unknown = 1e-3) -> Profiled:
-    return Profiled(
-        layers=layers, whole_seconds=whole, median_whole_seconds=whole, calls=10, source="by hand"
-    )
+    return Profiled(layers=layers, whole_seconds=whole, calls=10, source="by hand")
 
 
 def layer(name: str, seconds: float, ends: str = "", nodes: str = "") -> ProfiledLayer:

@@ -233,3 +233,27 @@ def test_an_output_that_is_an_input_comes_back(tmp_path: Path) -> None:
         found = run(session, {"x": x})
     np.testing.assert_array_equal(found["y"], x)
     assert found["n"].tolist() == [3, 2]
+
+
+def test_what_was_fetched_is_not_written_over_by_the_next_run(
+    engine: Engine, images: Array
+) -> None:
+    with runtime.open(engine) as session:
+        first = run(session, {"image": images[:1]})
+        kept = {name: array.copy() for name, array in first.items()}
+        second = run(session, {"image": images[1:2]})
+        assert all((first[name] == kept[name]).all() for name in kept)
+        assert any((first[name] != second[name]).any() for name in kept)
+
+
+def test_outputs_whose_size_hangs_on_the_values_come_back_whole() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["y"])], "places",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [1, "found"])],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    with runtime.open_bytes(proto.SerializeToString()) as session:
+        for values in ([1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]):
+            found = run(session, {"x": np.array(values, np.float32)})["y"]
+            assert found.tolist() == [list(np.flatnonzero(values))]
