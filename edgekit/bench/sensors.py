@@ -18,7 +18,8 @@ _THERMAL = ("sys", "class", "thermal")
 _CPUS = ("sys", "devices", "system", "cpu")
 _CPUS_ASKED = 8
 _DEVFREQ = ("sys", "class", "devfreq")
-_PI_THROTTLED = ("sys", "devices", "platform", "soc", "soc:firmware", "get_throttled")
+# "soc/soc:firmware" on most Raspberry Pis; the name of the bus differs on newer ones.
+_PI_THROTTLED = "sys/devices/platform/soc*/*firmware*/get_throttled"
 
 # The integrated GPU's device, as the kernels of JetPack 4 to 7 name it.
 _GPU_DEVICE = re.compile(r"(?:^|\.)(?:gpu|gm20b|gp10b|gv11b|ga10b)$|^gpu-gpc-0$")
@@ -124,8 +125,11 @@ def throttle_counts(root: Path = Path("/")) -> dict[str, int]:
 
 def pi_flags(root: Path = Path("/")) -> int | None:
     """The Raspberry Pi's get_throttled (`PI_FLAGS`); None where there is none."""
-    text = read_text(root.joinpath(*_PI_THROTTLED)).removeprefix("0x")
-    return int(text, 16) if re.fullmatch(r"[0-9a-fA-F]{1,16}", text) else None
+    for place in sorted(root.glob(_PI_THROTTLED)):
+        text = read_text(place).removeprefix("0x")
+        if re.fullmatch(r"[0-9a-fA-F]{1,16}", text):
+            return int(text, 16)
+    return None
 
 
 def packages_joules(root: Path = Path("/")) -> Figure:

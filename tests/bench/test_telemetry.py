@@ -213,10 +213,12 @@ def test_clocks_governors_and_memory_are_read_in_si(device: Device) -> None:
         (0x80000, 0x80008, ("the soft limit of temperature is reached",)),
     ],
 )
+@pytest.mark.parametrize("bus", ["soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"])
 def test_a_raspberry_pi_says_what_slows_it_down(
-    device: Device, before: int, after: int, said: tuple[str, ...]
+    device: Device, bus: str, before: int, after: int, said: tuple[str, ...]
 ) -> None:
-    place = "sys/devices/platform/soc/soc:firmware/get_throttled"
+    assert sensors.pi_flags(device.root) is None
+    place = f"sys/devices/platform/{bus}/get_throttled"
     device.write(place, f"{before:x}\n")
     with Watch(root=device.root, interval_s=0.02, gpu_library=NvmlLibrary()) as watch:
         device.write(place, f"{after:x}\n")
