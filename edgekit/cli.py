@@ -608,8 +608,8 @@ def bench(
     recipe: Annotated[Path | None, typer.Option(help="Its preprocessing is used.")] = None,
     seconds: Annotated[float, typer.Option(help="How long to measure each.")] = 5.0,
     processes: Annotated[
-        int, typer.Option(min=1, help="So many for each engine: what loading it deals out.")
-    ] = 3,
+        int, typer.Option(min=0, help="For each engine, one after another; 0: 3, of --aa 5.")
+    ] = 0,
     rounds: Annotated[int, typer.Option(min=0, help="Turns A B, B A, ...; 0: as needed.")] = 0,
     calls: Annotated[int, typer.Option(min=0, help="At least so many, if it takes longer.")] = 0,
     warmup: Annotated[float, typer.Option(min=0, help="Seconds at least, until steady.")] = 0.5,
@@ -647,8 +647,8 @@ def bench(
         engines=tuple(engine), data=data, recipe=recipe, batch=batch, threads=threads,
         target=target, out=out, history=history_place,
         plan=benching.plan_of(
-            seconds=seconds, processes=processes, least_calls=calls, rounds=rounds,
-            warmup_seconds=warmup, scenario=scenario, samples_per_query=samples_per_query,
+            seconds=seconds, processes=processes or (5 if aa else 3), least_calls=calls,
+            rounds=rounds, warmup_seconds=warmup, scenario=scenario, samples_per_query=samples_per_query,
             rate=rate, latency_limit_ms=latency_limit_ms,
         ),
     )  # fmt: skip
