@@ -159,7 +159,7 @@ def stored_power_mode(root: Path = Path("/")) -> str:
         status = (root / "var" / "lib" / "nvpmodel" / "status").read_text(errors="replace")
     except OSError:
         return ""
-    found = re.search(r"pmode:\s*(\d+)", status)
+    found = re.search(r"pmode:\s*(\d{1,6})\b", status)
     names = {number: name for name, number in power_modes(root).items()}
     return names.get(int(found[1]), "") if found else ""
 
@@ -172,7 +172,7 @@ def power_modes(root: Path = Path("/")) -> Mapping[str, int]:
         return {}
     found: dict[str, int] = {}
     for tag in re.findall(r"^\s*<\s*POWER_MODEL\b([^>]*)>", text, re.MULTILINE):
-        number, name = re.search(r"\bID=(\d+)", tag), re.search(r"\bNAME=(\S+)", tag)
+        number, name = re.search(r"\bID=(\d{1,6})\b", tag), re.search(r"\bNAME=(\S+)", tag)
         if number and name:
             found[name[1]] = int(number[1])
     return found

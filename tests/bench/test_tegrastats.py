@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgekit.bench.tegrastats import Line, Pool, Unit, parse_line, total_power
@@ -328,6 +328,7 @@ def figures_of(value: object) -> list[float]:
     return [float(value)]
 
 
+@settings(deadline=None)
 @given(LINES)
 @example("RAM 1/" + "9" * 400 + "MB")
 @example("GR3D_FREQ " + "9" * 400 + "%")
@@ -340,6 +341,7 @@ def test_no_line_raises_or_makes_a_number_that_is_none(text: str) -> None:
     total_power(line.rails)
 
 
+@settings(deadline=None)
 @given(LINES)
 def test_a_line_without_digits_has_no_numbers(text: str) -> None:
     line = parse_line("".join(" " if letter.isnumeric() else letter for letter in text))

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from device_stand_in import FREE, MODES, PINNED, Device, NvmlLibrary, stand_in
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from edgekit import board
-from edgekit.bench import sensors
+from edgekit.bench import memory, sensors
 from edgekit.bench.device_state import lasting_state, read_state, state_to_json
 from edgekit.bench.jetson_clocks import parse_clocks, read_clocks
 from edgekit.bench.load import OtherLoad, own_cpu_s
@@ -446,3 +448,45 @@ def test_our_own_work_is_no_load_of_others(monkeypatch: pytest.MonkeyPatch) -> N
     counted = idle.share()
     assert not isinstance(counted, Unknown)
     assert counted == 1.0 or counted - share > 0.1 / whole
+
+
+# Nothing that a device says is trusted to be well formed.
+
+SAID = st.one_of(
+    st.text(),
+    st.lists(
+        st.one_of(
+            st.text(max_size=8),
+            st.sampled_from([*PINNED.split(), *MODES.split(), "GPU", "EMC", "pmode:0002", "\n"]),
+            st.integers().map(str),
+        ),
+        max_size=30,
+    ).map(" ".join),
+)
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(said=SAID)
+@example(said="< POWER_MODEL ID=" + "9" * 5000 + " NAME=MAXN >\npmode:" + "9" * 5000)
+@example(said="GPU MinFreq=" + "9" * 5000)
+def test_whatever_the_files_say_nothing_raises(device: Device, said: str) -> None:
+    for place in (
+        "etc/nvpmodel.conf", "var/lib/nvpmodel/status", "proc/meminfo",
+        "sys/class/thermal/thermal_zone0/temp", "sys/class/thermal/thermal_zone0/type",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq",
+        "sys/class/powercap/intel-rapl:0/energy_uj", "sys/kernel/debug/nvmap/iovmm/clients",
+        "sys/devices/platform/soc/soc:firmware/get_throttled",
+    ):  # fmt: skip
+        path = device.root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(said.encode(errors="replace"))
+    state = read_state(device.root)
+    json.dumps(state_to_json(state))
+    sensors.hottest_c(state.temperatures_c)
+    sensors.mean_cpu_hz(device.root)
+    sensors.packages_joules(device.root)
+    memory.nvmap_bytes([1], device.root)
+    pinned = parse_clocks(said).pinned
+    assert pinned in (True, False) or isinstance(pinned, Unknown)
