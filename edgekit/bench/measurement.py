@@ -84,6 +84,18 @@ def load_measurements(path: Path) -> tuple[Measurement, ...]:
         ) from error
 
 
+def continued(earlier: Measurement, later: Measurement) -> Measurement:
+    """The two `pooled`; where what must last changed between them, the later one alone, broken."""
+    changed = changed_conditions(earlier.conditions, later.conditions)
+    if not changed:
+        return pooled(earlier, later)
+    said = ", ".join(
+        f"{name} ({earlier.conditions.get(name, 'none')} -> {later.conditions.get(name, 'none')})"
+        for name in changed
+    )
+    return replace(later, broken=(*later.broken, f"between two runs this changed: {said}"))
+
+
 def pooled(earlier: Measurement, later: Measurement) -> Measurement:
     """Two runs of one arm under the same conditions as one measurement, as old as the earlier.
 

@@ -9,8 +9,8 @@ from edgekit.bench import statistics
 from edgekit.bench.attended import Site
 from edgekit.bench.measurement import (
     age_s,
+    continued,
     load_measurements,
-    pooled,
     same_conditions,
     save_measurements,
 )
@@ -197,7 +197,7 @@ class _Bench:
             on_stopped=self._keep, site=self._site,
         )  # fmt: skip
         earlier = self.measured
-        self.measured = tuple(map(pooled, earlier, run)) if earlier else run
+        self.measured = tuple(map(continued, earlier, run)) if earlier else run
         self.runs += 1
         save_measurements(self.measured, self.path)
         self._past.record(self.measured, self._engines)

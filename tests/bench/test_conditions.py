@@ -16,7 +16,7 @@ from device_stand_in import FREE, MODES, PINNED, Device, NvmlLibrary, stand_in
 from edgekit.bench.attended import Site, attended, site_of
 from edgekit.bench.conditions import Judged, check_conditions, check_start, mode_command
 from edgekit.bench.device_state import read_state
-from edgekit.bench.measurement import from_json, load_measurements, to_json
+from edgekit.bench.measurement import continued, from_json, load_measurements, to_json
 from edgekit.bench.telemetry import Watch
 from edgekit.bench.telemetry_report import Part, Series, TelemetryReport
 from edgekit.pipeline.build import BuildRequest, build
@@ -344,3 +344,16 @@ def test_engines_bring_their_targets_conditions_along() -> None:
     elsewhere = site_of(["conveyor-camera"])
     assert elsewhere.target is None
     assert "not known here" in elsewhere.doubts[0]
+
+
+def test_runs_between_which_the_mode_changed_are_not_one_measurement() -> None:
+    first = Measurement(
+        arm="a", quantity="latency", unit="s", samples=(0.01,) * 20, rounds=(0, 10), batch=1,
+        taken_at=time.time(), conditions={"power_mode": "MAXN", "load_average": "1"},
+    )  # fmt: skip
+    again = replace(first, conditions={"power_mode": "MAXN", "load_average": "7"})
+    assert len(continued(first, again).samples) == 40
+    slower = replace(first, conditions={"power_mode": "15W"})
+    found = continued(first, slower)
+    assert len(found.samples) == 20
+    assert found.broken == ("between two runs this changed: power_mode (MAXN -> 15W)",)
