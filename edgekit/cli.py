@@ -632,6 +632,9 @@ def bench(
     layers: Annotated[
         bool, typer.Option("--layers", help="The time of each layer, by the runtime's profiler.")
     ] = False,
+    profile: Annotated[
+        Path | None, typer.Option(help="With --layers: what trtexec --exportProfile wrote.")
+    ] = None,
     history_place: Annotated[
         str, typer.Option("--history", help="Its file, instead of the user's; none: no history.")
     ] = "",
@@ -645,11 +648,11 @@ def bench(
 
     request = benching.BenchRequest(
         engines=tuple(engine), data=data, recipe=recipe, batch=batch, threads=threads,
-        target=target, out=out, history=history_place,
+        profile=profile, target=target, out=out, history=history_place,
         plan=benching.plan_of(
             seconds=seconds, processes=processes or (5 if aa else 3), least_calls=calls,
-            rounds=rounds, warmup_seconds=warmup, scenario=scenario, samples_per_query=samples_per_query,
-            rate=rate, latency_limit_ms=latency_limit_ms,
+            rounds=rounds, warmup_seconds=warmup, scenario=scenario,
+            samples_per_query=samples_per_query, rate=rate, latency_limit_ms=latency_limit_ms,
         ),
     )  # fmt: skip
     with console.build_progress() as on_event:

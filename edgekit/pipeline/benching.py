@@ -22,7 +22,7 @@ from edgekit.engines.fit import require_fit
 from edgekit.engines.manifest import load_engine
 from edgekit.errors import EdgekitError, InputError
 from edgekit.pipeline.alone import preprocessing_beside
-from edgekit.pipeline.layer_profile import layer_table
+from edgekit.pipeline.layer_profile import exported_table, layer_table
 from edgekit.pipeline.past import remember
 from edgekit.pipeline.result import OnEvent, StepEvent
 from edgekit.recipe import load_recipe
@@ -46,7 +46,8 @@ class BenchRequest:
 
     `data` names real samples (None is refused: zeros are never used); `target` whose conditions
     count, empty: the one that the engines are built for. The recipe's preprocessing goes before
-    what lies beside an engine. `history`: see `past.remember`.
+    what lies beside an engine. `history`: see `past.remember`. `profile`
+    is what trtexec exported, in place of a run.
     """
 
     engines: tuple[Path, ...]
@@ -57,6 +58,7 @@ class BenchRequest:
     target: str = ""
     recipe: Path | None = None
     out: Path | None = None
+    profile: Path | None = None
     history: str = ""
 
 
@@ -77,6 +79,8 @@ def bench_verb(
     """What the verb was asked for: the noise floor, the layers, or the engines."""
     if aa and layers:
         raise InputError("the noise floor has no layers", where="--layers", got="--aa --layers")
+    if request.profile is not None and not layers:
+        raise InputError("a profile is of layers", where="--profile", hint="Give --layers too.")
     if aa:
         return measure_noise(request, on_event)
     return profile_layers(request) if layers else bench_engines(request, on_event)
@@ -89,10 +93,15 @@ def profile_layers(request: BenchRequest) -> BenchReport:
             "the layers of one engine at a time", where="--layers",
             got=f"{len(request.engines)} engines", wanted="one",
         )  # fmt: skip
-    (arm,) = _arms(request)
-    batches = whole_batches(arm.inputs, arm.batch)
-    table = layer_table(arm.engine, batches, arm.threads).to_json()
-    document = {"engine": str(arm.engine.path), "batch": arm.batch, **table}
+    if request.profile is not None:
+        engine = load_engine(request.engines[0])
+        table = exported_table(engine, request.profile).to_json()
+    else:
+        (arm,) = _arms(request)
+        engine = arm.engine
+        batches = whole_batches(arm.inputs, arm.batch)
+        table = layer_table(engine, batches, arm.threads).to_json()
+    document = {"engine": str(engine.path), "batch": request.batch, **table}
     if request.out is not None:
         files.write_text(request.out, json.dumps(document, indent=2) + "\n")
     return BenchReport(document=document, exit_code=0)

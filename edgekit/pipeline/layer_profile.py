@@ -12,12 +12,17 @@ from edgekit.bench.layer_times import GraphNode, LayerTable, map_layers
 from edgekit.engines import onnxruntime_profile
 from edgekit.engines.base import Engine
 from edgekit.engines.profiled import Profiled
+from edgekit.engines.trt import profile as trt_profile
 from edgekit.errors import InputError
 from edgekit.values import Feeds
 
 Profile = Callable[..., Profiled]
 
-_PROFILERS: Mapping[str, Profile] = {"onnxruntime": onnxruntime_profile.profile}
+_PROFILERS: Mapping[str, Profile] = {
+    "onnxruntime": onnxruntime_profile.profile,
+    "tensorrt": trt_profile.profile,
+    "tensorrt_rtx": trt_profile.profile,
+}
 _CALLS = 200
 
 
@@ -36,6 +41,11 @@ def layer_table(engine: Engine, batches: Sequence[Feeds], threads: int) -> Layer
         )  # fmt: skip
     profiled = profiler(engine, batches, calls=_CALLS, threads=threads)
     return map_layers(profiled, _graph_of(engine))
+
+
+def exported_table(engine: Engine, export: Path) -> LayerTable:
+    """The layers of an engine as its device's trtexec exported them, and their nodes."""
+    return map_layers(trt_profile.exported(export, engine), _graph_of(engine))
 
 
 def _graph_of(engine: Engine) -> list[GraphNode]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,11 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from edgekit.bench.layer_times import GraphNode, map_layers
+from edgekit.bench.loops import EmptySession
 from edgekit.cli import app
 from edgekit.engines import onnxruntime as runtime
 from edgekit.engines.base import Engine, EngineRequest
 from edgekit.engines.onnxruntime_profile import profile, read_profile
 from edgekit.engines.profiled import Profiled, ProfiledLayer
+from edgekit.engines.trt.profile import profile_session
 from edgekit.errors import InputError
 from edgekit.pipeline.layer_profile import read_graph
 from edgekit.targets import load_target
@@ -180,3 +184,65 @@ def test_the_verb_prints_the_layers_and_writes_them(engine: Engine, tmp_path: Pa
     assert shown.exit_code == 0, shown.output
     refused = CliRunner().invoke(app, [*arguments, "--aa"])
     assert refused.exit_code == 2
+
+
+class FakeProfiler:
+    """What TensorRT's IProfiler is to Python: a base whose __init__ must be called."""
+
+    def __init__(self) -> None:
+        self.ready = True
+
+
+class FakeTrtSession(EmptySession):
+    """Reports two layers a run, the first runs of it slowly."""
+
+    def __init__(self, layers: tuple[str, ...]) -> None:
+        self._layers, self._runs = layers, 0
+
+    def report_to(self, profiler: Any) -> None:
+        assert profiler.ready
+        self._profiler = profiler
+
+    def execute(self) -> None:
+        self._runs += 1
+        for index, name in enumerate(self._layers):
+            self._profiler.report_layer_time(name, 100.0 if self._runs <= 3 else 1.0 + index)
+
+
+def test_tensorrts_profiler_is_asked_after_the_first_runs(engine: Engine) -> None:
+    session = FakeTrtSession(("stem + stem_relu", "{ForeignNode[pool...head]}", "Reformat 3"))
+    found = profile_session(
+        SimpleNamespace(IProfiler=FakeProfiler), session, session.report_to, engine, ([{}], 5)
+    )
+    assert [one.seconds for one in found.layers] == pytest.approx([1e-3, 2e-3, 3e-3])
+    table = map_layers(found, RESIDUAL)
+    assert [one.nodes for one in table.layers] == [("stem", "stem_relu"), ("pool", "head"), ()]
+    assert table.unmapped_share == pytest.approx(0.5)
+
+
+def test_a_profiler_that_reports_nothing_is_an_error(engine: Engine) -> None:
+    session = FakeTrtSession(())
+    with pytest.raises(InputError, match="no layer"):
+        profile_session(
+            SimpleNamespace(IProfiler=FakeProfiler), session, session.report_to, engine, ([{}], 5)
+        )
+
+
+def test_an_export_of_trtexec_is_mapped_to_the_nodes_too(engine: Engine, tmp_path: Path) -> None:
+    layers = [("stem + stem_bn", 1.0), ("body + sum + relu", 2.5), ("Reformatting CopyNode", 0.5)]
+    document = [
+        {"count": 50},
+        *({"name": name, "timeMs": 50 * ms, "averageMs": ms, "percentage": 25.0 * ms}
+          for name, ms in layers),
+    ]  # fmt: skip
+    export = tmp_path / "profile.json"
+    export.write_text(json.dumps(document))
+    done = CliRunner().invoke(
+        app,
+        ["bench", str(engine.path.parent), "--layers", "--profile", str(export), "--json"],
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["unmapped_share"] == pytest.approx(0.125)
+    assert found["layers"][1]["nodes"] == ["body", "sum", "relu"]
+    assert set(found["whole_ms"]) == {"unknown"}

@@ -163,6 +163,13 @@ def _nodes(name: str, metadata: str, macs: Mapping[str, float]) -> tuple[str, ..
     return tuple(found)
 
 
+def names_in(name: str) -> tuple[str, ...]:
+    """What a layer's name may be made of: itself, and its parts between TensorRT's separators."""
+    parts = [part for part in _SEPARATORS.split(name) if part]
+    ends = [end for part in parts if "..." in part for end in part.split("...")]
+    return tuple(dict.fromkeys([name, *parts, *ends]))
+
+
 def _parts(name: str, macs: Mapping[str, float]) -> Iterator[str]:
     if name in macs:
         yield name

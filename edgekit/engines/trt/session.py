@@ -93,9 +93,7 @@ class TrtSession:
         self._buffers: dict[str, _Buffer] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._launch: Callable[[], None] | None = None
-        self._runs = 0
-        self._captures = True
-        self._notes: list[str] = []
+        self._runs, self._captures, self._notes = 0, True, list[str]()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -152,6 +150,11 @@ class TrtSession:
             self._device.to_host(buffer.host, buffer.address)
         self._device.synchronize()
         return {spec.name: self._buffers[spec.name].host.copy() for spec in self._outputs}
+
+    def report_layers_to(self, profiler: Any) -> None:
+        """Has every run from now on tell an IProfiler its layers' times; without a CUDA graph."""
+        self._launch, self._captures = None, False
+        self._context.profiler = profiler
 
     def __enter__(self) -> TrtSession:
         return self
@@ -275,9 +278,10 @@ class TrtSession:
             return self._device.capture(self._enqueue)
         except EdgekitError as error:
             self._captures = False
-            said = f"it runs without a CUDA graph: {error.what}: {error.got}".rstrip(": ")
-            self._notes.append(said)
-            _LOG.warning("%s: %s", self._where, said)
+            self._notes.append(
+                f"it runs without a CUDA graph: {error.what}: {error.got}".rstrip(": ")
+            )
+            _LOG.warning("%s: %s", self._where, self._notes[-1])
             return None
 
     def _refusal(self, what: str) -> EdgekitError:
