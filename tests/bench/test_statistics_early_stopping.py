@@ -22,7 +22,7 @@ def at_most(t: int, n: int, q: float) -> float:
 @pytest.mark.parametrize(("percent", "n"), [(50, 40), (90, 64), (90, 200), (95, 130), (99, 700)])
 def test_the_bound_is_the_sample_that_the_binomial_names(percent: int, n: int) -> None:
     q = 1 - percent / 100
-    t = max(t for t in range(1, n) if at_most(t, n, q) <= 0.01)
+    t = next(t for t in range(1, n) if at_most(t + 1, n, q) > 0.01)
     samples = np.random.default_rng(n).permutation(n) + 1.0
     assert early_stopping(samples, percent) == n + 1 - t
 
