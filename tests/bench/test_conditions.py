@@ -248,9 +248,8 @@ path = "residual.onnx"
 [data]
 calibration = "calibration.npz"
 evaluation = "evaluation.npz"
-[quantize]
-ranges = "minmax"
-refine = "none"
+[engine]
+precision = "fp32"
 [gate]
 min_fps = 1
 [bench]
