@@ -18,6 +18,10 @@ from edgekit.values import Array
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Before anything imports torch. The networks of the tests are small: a second thread gains nothing,
+# and where another run is beside this one, the two wait for each other's threads at every step.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:

@@ -41,7 +41,8 @@ def build(request: EngineRequest, folder: Path) -> Engine:
     """The engine for the target's compute capability, compiled on this machine's CPU.
 
     Its figures are the memory that the builder states: weights, activations, scratch. Two builds
-    of one model are equal to the byte. Raises InputError where the target is none that
+    of one model with fixed shapes are equal to the byte; with a dynamic one (1.7) the names of some
+    inner values differ, and a note says so. Raises InputError where the target is none that
     TensorRT-RTX compiles for, or the model is refused, and else as `compile_apart` does.
     """
     package = _package_for(request, "")

@@ -240,9 +240,19 @@ def test_equal_models_at_two_places_leave_equal_engines_manifests_and_logs(
     other = tmp_path / "elsewhere" / residual_path.name
     other.write_bytes(residual_path.read_bytes())
     for place, path in (("a", residual_path), ("b", other)):
-        tensorrt_rtx.build(request_for(path, batch=(1, 1, 4)), tmp_path / place)
+        tensorrt_rtx.build(request_for(path, batch=(2, 2, 2)), tmp_path / place)
     for file in ("model.engine", "manifest.json", "build.log"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@rtx
+@needs_rtx
+def test_where_two_builds_may_differ_a_note_says_so(residual_path: Path, tmp_path: Path) -> None:
+    fixed = tensorrt_rtx.build(request_for(residual_path, batch=(2, 2, 2)), tmp_path / "fixed")
+    free = tensorrt_rtx.build(request_for(residual_path, batch=(1, 1, 4)), tmp_path / "free")
+    assert not any("two builds" in note for note in fixed.notes)
+    assert any("two builds" in note for note in free.notes)
+    assert free.file_bytes == free.path.stat().st_size
 
 
 @rtx

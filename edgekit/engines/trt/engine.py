@@ -161,6 +161,11 @@ def _notes(job: CompileJob, compiled: Compiled, package: TrtPackage) -> tuple[st
             "the builder times its kernels and takes the quickest: two builds of the same model "
             "may differ in their bytes and in their last digits"
         )
+    elif any(smallest != largest for smallest, _, largest in job.extents.values()):
+        notes.append(
+            "with a dynamic shape the compiler numbers some of its values otherwise each time: two "
+            "builds of the same model may differ in these bytes"
+        )
     if job.dla_core is not None:
         fallen = compiled.dla_fallbacks
         named = f": {', '.join(fallen)}" if fallen else ""
