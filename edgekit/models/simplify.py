@@ -218,7 +218,7 @@ def simplify(
 
 
 def _relative_error(expected: Outputs, found: Outputs) -> float:
-    """The largest max|a - b| / max|b| over the outputs; of a smaller max|b|, `_SMALL` stands for it.
+    """The largest max|a - b| / max|b| over the outputs; `_SMALL` stands for a max|b| under it.
 
     A Sigmoid's outputs may be 1e-9 throughout, where the last bit of its input is no error.
     """
