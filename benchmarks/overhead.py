@@ -43,6 +43,7 @@ from edgekit.targets import load_target
 from edgekit.values import Unknown
 
 FASHION = Path(__file__).resolve().parent.parent / "examples" / "fashion" / "fashion.onnx"
+CHAINS = ((64, 2), (512, 2), (1024, 8))  # width, layers: 5 us to 2 ms a call
 BATCHES = 8
 MOST_S, MOST_SHARE, MOST_APART = 3e-6, 0.01, 0.02
 
@@ -226,7 +227,8 @@ def main() -> int:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        models = options.models or [FASHION, chain(folder, 64, 2)]
+        chains = [chain(folder, width, layers) for width, layers in CHAINS]
+        models = options.models or [FASHION, *chains]
         good = [one_model(path, folder, options.seconds, options.rounds) for path in models]
     share = load.share()
     if not isinstance(share, Unknown):
