@@ -43,7 +43,7 @@ from edgekit.targets import load_target
 from edgekit.values import Unknown
 
 FASHION = Path(__file__).resolve().parent.parent / "examples" / "fashion" / "fashion.onnx"
-CHAINS = ((64, 2), (512, 2), (1024, 8))  # width, layers: 5 us to 2 ms a call
+CHAINS = ((64, 2), (512, 4), (1024, 8))  # width, layers: 5 us to 2 ms a call
 BATCHES = 8
 MOST_S, MOST_SHARE, MOST_APART = 3e-6, 0.01, 0.02
 
