@@ -163,7 +163,8 @@ def test_a_real_profile_finds_every_node_of_the_model_that_was_built(engine: Eng
     by_node = {name: one for one in table.layers for name in one.nodes}
     assert by_node["stem"] is by_node["stem_relu"]
     assert by_node["body"] is by_node["sum"]
-    assert max(table.layers, key=lambda one: one.share) is by_node["body"]  # 10 times the MACs
+    # 10 times the MACs; by the median, for a neighbour can hold one call up for long.
+    assert max(table.layers, key=lambda one: one.layer.median_seconds) is by_node["body"]
     assert table.unmapped_share < 0.3
     total = sum(one.layer.seconds for one in table.layers)
     assert not isinstance(found.whole_seconds, Unknown)

@@ -306,7 +306,7 @@ def test_an_optimization_level_reaches_a_real_build(residual_path: Path, tmp_pat
 def test_a_memory_cap_in_the_request_stops_a_real_build(
     residual_path: Path, tmp_path: Path
 ) -> None:
-    request = request_for(residual_path, builder=BuilderOptions(memory_cap_bytes=60 * MIB))
+    request = request_for(residual_path, builder=BuilderOptions(memory_cap_bytes=40 * MIB))
     with pytest.raises(ResourceError, match="stopped for its memory"):
         tensorrt_rtx.build(request, tmp_path / "engine")
     assert list((tmp_path / "engine").iterdir()) == []

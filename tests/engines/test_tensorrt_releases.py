@@ -85,7 +85,9 @@ class Site:
             "import tensorrt_stand_in\n"
             f"sys.modules[__name__] = tensorrt_stand_in.package({release!r})\n"
         )
-        self._monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+        # Set, so that what is imported now is taken out again when the test ends.
+        self._monkeypatch.setitem(sys.modules, "tensorrt", None)
+        del sys.modules["tensorrt"]
         said = json.dumps({"record": str(self.record_file), **knobs})
         self._monkeypatch.setenv(tensorrt_stand_in.KNOBS, said)
 
