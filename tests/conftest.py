@@ -111,6 +111,24 @@ def residual_graph(seed: int = 0, *, channels: int = 16, opset: int = 17) -> onn
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
+RESIDUAL_RECIPE = """
+[model]
+path = "residual.onnx"
+[data]
+calibration = "calibration.npz"
+evaluation = "evaluation.npz"
+"""
+"""How a recipe for `residual_path` begins, with what `write_samples` writes beside it."""
+
+
+def write_samples(folder: Path, calibration: int, labels: Array) -> None:
+    """Seeded images of the residual network: to calibrate with, and one more for each label."""
+    count = calibration + len(labels)
+    images = np.random.default_rng(3).normal(size=(count, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "calibration.npz", image=images[:calibration])
+    np.savez(folder / "evaluation.npz", image=images[calibration:], labels=labels)
+
+
 @pytest.fixture
 def residual_path(tmp_path: Path) -> Path:
     path = tmp_path / "residual.onnx"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RESIDUAL_RECIPE, write_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,12 +28,9 @@ from edgekit.pipeline.build import BuildRequest, build
 from edgekit.report import rows
 from edgekit.values import Array, Figure, Unknown, run
 
-RECIPE = """
-[model]
-path = "residual.onnx"
-[data]
-calibration = "calibration.npz"
-evaluation = "evaluation.npz"
+RECIPE = (
+    RESIDUAL_RECIPE
+    + """
 [compress.channels]
 macs = 0.6
 [quantize]
@@ -45,16 +43,14 @@ warmup_seconds = 0.02
 [build]
 targets = ["cpu"]
 """
+)
 
 
 @pytest.fixture
 def project(residual_path: Path) -> Path:
     """A folder with a recipe, the residual network and seeded data."""
     folder = residual_path.parent
-    rng = np.random.default_rng(3)
-    images = rng.normal(size=(48, 3, 8, 8)).astype(np.float32)
-    np.savez(folder / "calibration.npz", image=images[:32])
-    np.savez(folder / "evaluation.npz", image=images[32:], labels=np.arange(16) % 5)
+    write_samples(folder, 32, np.arange(16) % 5)
     (folder / "edgekit.toml").write_text(RECIPE)
     return folder
 
@@ -79,6 +75,7 @@ def error(found: Array, expected: Array) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.torch
 def test_a_processor_is_blamed_down_to_its_own_engine(project: Path) -> None:
     report = built(project, "cpu")["cpu"]
     int8 = stages_from_json(report["blame"]["int8"])
@@ -119,6 +116,7 @@ def test_another_device_is_blamed_down_to_the_emulated_graph(project: Path) -> N
     assert json.loads(recipe.read_text())["judging"]["blame"] == handed["blame"]["fp16"]
 
 
+@pytest.mark.torch
 def test_each_model_is_asked_once_and_a_second_build_asks_nobody(project: Path) -> None:
     request = BuildRequest(recipe=project / "edgekit.toml", targets=("cpu",))
     first = build(request, on_event=lambda event: None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RESIDUAL_RECIPE, write_samples
 
 from edgekit.errors import EdgekitError, InputError, MissingPackageError
 from edgekit.pipeline import build as pipeline
@@ -20,12 +21,9 @@ from edgekit.report import rows
 from edgekit.targets import load_target, resolve_target, target_names
 from edgekit.values import Unknown, Verdict
 
-RECIPE = """
-[model]
-path = "residual.onnx"
-[data]
-calibration = "calibration.npz"
-evaluation = "evaluation.npz"
+RECIPE = (
+    RESIDUAL_RECIPE
+    + """
 [quantize]
 ranges = "percentile"
 refine = "none"
@@ -36,6 +34,7 @@ seconds = 0.2
 rounds = 2
 warmup_seconds = 0.02
 """
+)
 OWN = """
 name = "own-board"
 title = "A board of one's own"
@@ -48,10 +47,7 @@ SHARED = ("outputs", "verify", "simplify", "observe")
 def project(residual_path: Path) -> Path:
     """A folder with a recipe, the residual network, seeded data and a target of its own."""
     folder = residual_path.parent
-    rng = np.random.default_rng(3)
-    images = rng.normal(size=(32, 3, 8, 8)).astype(np.float32)
-    np.savez(folder / "calibration.npz", image=images[:16])
-    np.savez(folder / "evaluation.npz", image=images[16:], labels=np.arange(16) % 5)
+    write_samples(folder, 16, np.arange(16) % 5)
     (folder / "edgekit.toml").write_text(RECIPE)
     (folder / "targets").mkdir()
     (folder / "targets" / "own-board.toml").write_text(OWN)

@@ -17,7 +17,7 @@ import fake_trtexec
 import numpy as np
 import onnx
 import pytest
-from conftest import residual_graph
+from conftest import RESIDUAL_RECIPE, residual_graph
 
 from edgekit.bench.measurement import load_measurements
 from edgekit.engines.device_recipe.document import load_device_recipe
@@ -29,12 +29,9 @@ from edgekit.pipeline.recognised import power_note, recognise_device
 from edgekit.targets import load_target
 from edgekit.values import Unknown, Verdict
 
-RECIPE = """
-[model]
-path = "residual.onnx"
-[data]
-calibration = "calibration.npz"
-evaluation = "evaluation.npz"
+RECIPE = (
+    RESIDUAL_RECIPE
+    + """
 [quantize]
 ranges = "minmax"
 refine = "none"
@@ -46,6 +43,7 @@ seconds = 0.4
 rounds = 6
 warmup_seconds = 0.05
 """
+)
 IMAGES = device_recipes.two_batches()
 
 

@@ -9,14 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import RESIDUAL_RECIPE, write_samples
 
-RECIPE = """
-[model]
-path = "residual.onnx"
-[data]
-calibration = "calibration.npz"
-evaluation = "evaluation.npz"
-"""
+RECIPE = RESIDUAL_RECIPE
 
 
 def edgekit(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -29,9 +24,7 @@ def edgekit(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def project(residual_path: Path) -> Path:
     folder = residual_path.parent
-    images = np.random.default_rng(3).normal(size=(24, 3, 8, 8)).astype(np.float32)
-    np.savez(folder / "calibration.npz", image=images[:16])
-    np.savez(folder / "evaluation.npz", image=images[16:], labels=np.zeros(8, np.int64))
+    write_samples(folder, 16, np.zeros(8, np.int64))
     (folder / "edgekit.toml").write_text(RECIPE)
     return folder
 

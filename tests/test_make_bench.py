@@ -11,16 +11,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import RESIDUAL_RECIPE, write_samples
 from junitparser import JUnitXml
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_CASES = ROOT / "benchmarks" / "run_cases.py"
-RECIPE = """
-[model]
-path = "residual.onnx"
-[data]
-calibration = "calibration.npz"
-evaluation = "evaluation.npz"
+RECIPE = (
+    RESIDUAL_RECIPE
+    + """
 [engine]
 precision = "fp32"
 [bench]
@@ -30,14 +28,13 @@ warmup_seconds = 0.05
 history = "history.sqlite"
 [gate]
 """
+)
 
 
 @pytest.fixture
 def project(residual_path: Path) -> Path:
     folder = residual_path.parent
-    images = np.random.default_rng(3).normal(size=(24, 3, 8, 8)).astype(np.float32)
-    np.savez(folder / "calibration.npz", image=images[:16])
-    np.savez(folder / "evaluation.npz", image=images[16:], labels=np.zeros(8, np.int64))
+    write_samples(folder, 16, np.zeros(8, np.int64))
     return folder
 
 

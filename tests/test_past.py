@@ -12,6 +12,7 @@ from pathlib import Path
 import device_recipes
 import numpy as np
 import pytest
+from conftest import RESIDUAL_RECIPE
 from junitparser import JUnitXml
 from measurements import CONDITIONS, made
 from typer.testing import CliRunner
@@ -191,12 +192,9 @@ def test_the_revision_is_what_git_says(tmp_path: Path) -> None:
     assert revision_of(folder).changed
 
 
-RECIPE = """
-[model]
-path = "residual.onnx"
-[data]
-calibration = "calibration.npz"
-evaluation = "evaluation.npz"
+RECIPE = (
+    RESIDUAL_RECIPE
+    + """
 [evaluate]
 metric = "fidelity"
 [engine]
@@ -212,6 +210,7 @@ history = "history.sqlite"
 [build]
 targets = ["cpu"]
 """
+)
 
 
 def test_a_recipe_says_where_the_history_lies_and_what_the_baseline_is(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import RESIDUAL_RECIPE, write_samples
 
 from edgekit.errors import InputError, ResourceError
 from edgekit.pipeline.build import BuildRequest, build, plan
@@ -24,12 +25,9 @@ from edgekit.values import Verdict
 pytestmark = pytest.mark.rtx
 pytest.importorskip("tensorrt_rtx", reason="needs the rtx extra")
 
-RECIPE = """
-[model]
-path = "residual.onnx"
-[data]
-calibration = "calibration.npz"
-evaluation = "evaluation.npz"
+RECIPE = (
+    RESIDUAL_RECIPE
+    + """
 [compress.channels]
 macs = 0.6
 [quantize]
@@ -44,16 +42,14 @@ warmup_seconds = 0.05
 [build]
 targets = ["cpu", "rtx-3060", "jetson"]
 """
+)
 
 
 @pytest.fixture
 def project(residual_path: Path) -> Path:
     """A folder with a recipe, the residual network and seeded data."""
     folder = residual_path.parent
-    rng = np.random.default_rng(3)
-    images = rng.normal(size=(48, 3, 8, 8)).astype(np.float32)
-    np.savez(folder / "calibration.npz", image=images[:32])
-    np.savez(folder / "evaluation.npz", image=images[32:], labels=np.arange(16) % 5)
+    write_samples(folder, 32, np.arange(16) % 5)
     (folder / "edgekit.toml").write_text(RECIPE)
     return folder
 

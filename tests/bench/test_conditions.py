@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RESIDUAL_RECIPE, write_samples
 from device_stand_in import FREE, MODES, PINNED, Device, NvmlLibrary, stand_in
 
 from edgekit.bench.attended import Site, attended, site_of
@@ -242,12 +243,9 @@ def test_engines_do_not_depend_on_conditions(tmp_path: Path) -> None:
 
 # A whole build.
 
-RECIPE = """
-[model]
-path = "residual.onnx"
-[data]
-calibration = "calibration.npz"
-evaluation = "evaluation.npz"
+RECIPE = (
+    RESIDUAL_RECIPE
+    + """
 [engine]
 precision = "fp32"
 [gate]
@@ -259,6 +257,7 @@ warmup_seconds = 0.02
 [build]
 targets = ["my-board"]
 """
+)
 BOARD = """
 name = "my-board"
 title = "my board"
@@ -271,9 +270,7 @@ power_mode = "MAXN"
 @pytest.fixture
 def project(residual_path: Path) -> Path:
     folder = residual_path.parent
-    images = np.random.default_rng(3).normal(size=(32, 3, 8, 8)).astype(np.float32)
-    np.savez(folder / "calibration.npz", image=images[:16])
-    np.savez(folder / "evaluation.npz", image=images[16:], labels=np.arange(16) % 5)
+    write_samples(folder, 16, np.arange(16) % 5)
     (folder / "targets").mkdir()
     (folder / "targets" / "my-board.toml").write_text(BOARD)
     (folder / "edgekit.toml").write_text(RECIPE)
