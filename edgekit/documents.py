@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -129,3 +129,15 @@ def _table_type(annotation: object) -> object:
         if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
             return kind
     return None
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both documents as one: where both have a table it is merged, else what is `above` wins."""
+    found = dict(below)
+    for key, value in above.items():
+        present = found.get(key)
+        if isinstance(present, Mapping) and isinstance(value, Mapping):
+            found[key] = merged(present, value)
+        else:
+            found[key] = value
+    return found

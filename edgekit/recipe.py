@@ -230,19 +230,8 @@ def _overridden(document: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict
     """The document without its overrides, and the sections of each layer merged into it."""
     merged = {key: value for key, value in document.items() if key != "target"}
     for layer in layers:
-        merged = _deep_merge(merged, {name: table_at(layer, name) for name in OVERRIDABLE
+        merged = documents.merged(merged, {name: table_at(layer, name) for name in OVERRIDABLE
                                       if table_at(layer, name)})  # fmt: skip
-    return merged
-
-
-def _deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        present = merged.get(key)
-        if isinstance(present, Mapping) and isinstance(value, Mapping):
-            merged[key] = _deep_merge(present, value)
-        else:
-            merged[key] = value
     return merged
 
 

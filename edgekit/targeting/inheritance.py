@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekit import documents
+
 OWN = ("name", "title", "family_default", "extends")
 """The keys that say which device a file is of: never inherited."""
 
@@ -62,7 +64,7 @@ def extended(below: Layer, above: Layer) -> Layer:
     """
     touched = {*figures(above.values), *above.sources}
     return Layer(
-        values=_merged(
+        values=documents.merged(
             {key: value for key, value in below.values.items() if key not in OWN}, above.values
         ),
         sources={
@@ -83,14 +85,3 @@ def figures(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield from figures(value, f"{place}.")
         else:
             yield place
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        present = merged.get(key)
-        if isinstance(present, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merged(present, value)
-        else:
-            merged[key] = value
-    return merged
