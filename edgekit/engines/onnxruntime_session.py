@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edgekit import machine
 from edgekit.engines.base import missing_package
+from edgekit.engines.inputs import other_inputs, wrong_type
 from edgekit.engines.session_settings import SessionSettings
 from edgekit.errors import EdgekitError, InputError, ResourceError
 from edgekit.values import Array, Feeds, TensorSpec
@@ -53,19 +53,13 @@ class OnnxRuntimeSession:
     def stage(self, feeds: Feeds) -> None:
         """Binds the inputs. Raises InputError for a missing one and for a wrong dtype."""
         if feeds.keys() != self._dtypes.keys():
-            raise InputError(
-                "these are not the model's inputs",
-                where=self._where, got=", ".join(feeds), wanted=", ".join(self._dtypes),
-            )  # fmt: skip
+            raise other_inputs(feeds, self._dtypes, self._where)
         for name, dtype in self._dtypes.items():
             array = feeds[name]
             if not array.flags.c_contiguous:
                 array = np.ascontiguousarray(array)
             if array.dtype != dtype:
-                raise InputError(
-                    f'the input "{name}" has the wrong type',
-                    where=self._where, got=str(array.dtype), wanted=str(dtype),
-                )  # fmt: skip
+                raise wrong_type(name, array, dtype, self._where)
             self._staged[name] = array  # ONNX Runtime reads it where it lies
             self._binding.bind_cpu_input(name, array)
             if self._shapes.get(name) != array.shape:
@@ -91,12 +85,7 @@ class OnnxRuntimeSession:
     def __enter__(self) -> OnnxRuntimeSession:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         del self._binding, self._session
         self._staged.clear()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from edgekit.engines.base import (
 )
 from edgekit.engines.comparison import comparison_feeds, relative_error
 from edgekit.engines.here import processor_here
+from edgekit.engines.inputs import other_inputs, wrong_type
 from edgekit.engines.manifest import write_manifest
 from edgekit.errors import InputError
 from edgekit.values import Array, Feeds, TensorSpec, run
@@ -122,17 +122,11 @@ class OpenVinoSession:
     def stage(self, feeds: Feeds) -> None:
         """Binds the inputs. Raises InputError for a missing one, a wrong dtype or shape."""
         if feeds.keys() != self._dtypes.keys():
-            raise InputError(
-                "these are not the model's inputs",
-                where=self._where, got=", ".join(feeds), wanted=", ".join(self._dtypes),
-            )  # fmt: skip
+            raise other_inputs(feeds, self._dtypes, self._where)
         for name, dtype in self._dtypes.items():
             array = np.ascontiguousarray(feeds[name])
             if array.dtype != dtype:
-                raise InputError(
-                    f'the input "{name}" has the wrong type',
-                    where=self._where, got=str(array.dtype), wanted=str(dtype),
-                )  # fmt: skip
+                raise wrong_type(name, array, dtype, self._where)
             self._staged[name] = array  # OpenVINO reads it where it lies
             shared = bool(array.flags.writeable)  # it shares no array that may not be written
             try:
@@ -160,12 +154,7 @@ class OpenVinoSession:
     def __enter__(self) -> OpenVinoSession:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         del self._request, self._ports, self._results
         self._staged.clear()
 

@@ -11,13 +11,13 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edgekit.engines.base import Engine, missing_package
 from edgekit.engines.cuda import Device
+from edgekit.engines.inputs import other_inputs, wrong_type
 from edgekit.engines.trt import runtime_cache
 from edgekit.engines.trt.child import collecting_logger, dtype_name
 from edgekit.engines.trt.common import is_out_of_memory
@@ -116,11 +116,8 @@ class TrtSession:
         Raises InputError for a missing input, a wrong type, and a shape outside the profile.
         """
         if feeds.keys() != {spec.name for spec in self._inputs}:
-            raise InputError(
-                "these are not the engine's inputs",
-                where=self._where, got=", ".join(feeds),
-                wanted=", ".join(spec.name for spec in self._inputs),
-            )  # fmt: skip
+            wanted = [spec.name for spec in self._inputs]
+            raise other_inputs(feeds, wanted, self._where, whose="engine")
         arrays = {spec.name: self._checked(spec, feeds[spec.name]) for spec in self._inputs}
         shapes = {name: array.shape for name, array in arrays.items()}
         if shapes != self._shapes:
@@ -159,12 +156,7 @@ class TrtSession:
     def __enter__(self) -> TrtSession:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._keep_cache()
         self._launch = None
         self._device.forget_graphs()
@@ -209,10 +201,7 @@ class TrtSession:
 
     def _checked(self, spec: TensorSpec, array: Array) -> Array:
         if array.dtype != np.dtype(spec.dtype):
-            raise InputError(
-                f'the input "{spec.name}" has the wrong type',
-                where=self._where, got=str(array.dtype), wanted=spec.dtype,
-            )  # fmt: skip
+            raise wrong_type(spec.name, array, spec.dtype, self._where)
         fits = array.ndim == len(spec.shape) and all(
             isinstance(size, str) or size == given
             for size, given in zip(spec.shape, array.shape, strict=True)
