@@ -103,6 +103,20 @@ def one_after_the_other(
     session: Session, rotation: Rotation, until: Until, clock: Clock = time.perf_counter_ns
 ) -> Taken:
     """Calls of one batch, the next when one is answered; `whole` is staged, executed, fetched."""
+    return _in_turn(session, rotation, until, clock, from_last=False)
+
+
+def back_to_back(
+    session: Session, rotation: Rotation, until: Until, clock: Clock = time.perf_counter_ns
+) -> Taken:
+    """Batches without a pause; `whole` is from one answer to the next, whatever was between."""
+    return _in_turn(session, rotation, until, clock, from_last=True)
+
+
+def _in_turn(
+    session: Session, rotation: Rotation, until: Until, clock: Clock, *, from_last: bool
+) -> Taken:
+    """Call after call; `from_last`: the time of one begins with the answer to the one before."""
     taken = Taken()
     whole, staged_in, executed_in = taken.whole, taken.stage, taken.execute
     stage, execute, fetch, take = session.stage, session.execute, session.fetch, rotation.take
@@ -110,6 +124,7 @@ def one_after_the_other(
         end = clock()
         deadline, last = until.deadlines(end)
         while end < deadline or (len(whole) < until.least and end < last):
+            before = end
             feeds = take()
             start = clock()
             stage(feeds)
@@ -118,7 +133,7 @@ def one_after_the_other(
             executed = clock()
             fetch()
             end = clock()
-            whole.append(end - start)
+            whole.append(end - (before if from_last else start))
             staged_in.append(staged - start)
             executed_in.append(executed - staged)
     return taken
@@ -176,31 +191,6 @@ def from_pixels(
             end = clock()
             taken.whole.append(end - start)
             taken.stage.append(prepared - start)
-            taken.execute.append(executed - staged)
-    return taken
-
-
-def back_to_back(
-    session: Session, rotation: Rotation, until: Until, clock: Clock = time.perf_counter_ns
-) -> Taken:
-    """Batches without a pause; `whole` is from one answer to the next, whatever was between."""
-    taken = Taken()
-    stage, execute, fetch, take = session.stage, session.execute, session.fetch, rotation.take
-    with _no_collection():
-        end = clock()
-        deadline, last = until.deadlines(end)
-        while end < deadline or (len(taken.whole) < until.least and end < last):
-            before = end
-            feeds = take()
-            start = clock()
-            stage(feeds)
-            staged = clock()
-            execute()
-            executed = clock()
-            fetch()
-            end = clock()
-            taken.whole.append(end - before)
-            taken.stage.append(staged - start)
             taken.execute.append(executed - staged)
     return taken
 
