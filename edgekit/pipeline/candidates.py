@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit import machine
@@ -25,7 +25,6 @@ from edgekit.targets import Precision, Target
 from edgekit.values import Array, Figure, Unknown, figure_from_json
 from edgekit.verify import VerifyReport, from_json
 
-TIMING_FOLDER = "timing"
 KERNELS, EMULATED = "onnxruntime", "onnxruntime, emulated"
 _SAMPLES = 4  # real inputs that a runtime may compare outputs on
 _PACKAGES = ("onnxruntime", "openvino", "tensorrt_rtx_cu12", "tensorrt")
@@ -179,13 +178,7 @@ def engine_step(
 
     def make(folder: Path, partial: Path) -> None:
         del partial
-        tell = workshop.progress_of("engine", target.name)
-        tell(0.0, precision)
-        told = replace(
-            request,
-            on_progress=lambda fraction, said: tell(fraction, f"{precision}: {said}"),
-            builder=replace(request.builder, timing_cache=project.cache.folder / TIMING_FOLDER),
-        )
+        told = workshop.telling(request, precision)
         runtime_module(target.runtime.name).build(told, folder)
 
     key = key_of("engine", **request_key(request, source))

@@ -31,11 +31,11 @@ from edgekit.pipeline.candidates import (
 from edgekit.pipeline.golden import golden_batches
 from edgekit.pipeline.past import baseline_of
 from edgekit.pipeline.publish import (
-    NOT_HERE,
     accuracy_evidence,
     graph_facts,
     limits_of,
     publish,
+    result_of,
 )
 from edgekit.pipeline.result import Facts, TargetResult
 from edgekit.pipeline.steps import Source
@@ -68,22 +68,10 @@ def finish_device(
         f"--from {DEVICE_FOLDER}`" + (", or build.sh" if target.runtime.name == "tensorrt" else "")
     ]
     before, after = _facts(project, chain, precision, candidate)
-    result = TargetResult(
-        target=target.name,
-        title=target.title,
-        metric_name=project.metric.name,
-        precision=precision,
-        before=before,
-        after=after,
-        verdict=decision.verdict,
-        checks=decision.checks,
-        because=decision.because,
-        notes=tuple(note for note in notes if note),
-        folder=str(project.place / target.name),
-        files=(),
-        measured_age_s=NOT_HERE,
+    result = result_of(
+        project, target, decision, notes, precision=precision, before=before, after=after,
         blame={precision: stages_of(cache, candidate.blame)},
-    )
+    )  # fmt: skip
     contents = {
         DEVICE_FOLDER: cache.entry(step) / DEVICE_FOLDER,
         PREFLIGHT_FILE: cache.entry(step) / PREFLIGHT_FILE,

@@ -33,8 +33,6 @@ from edgekit.pipeline.result import StepEvent
 from edgekit.pipeline.workshop import Workshop
 from edgekit.values import Array, Measurement, run
 
-_TIMING_FOLDER = "timing"
-
 
 def made_by_runtime(
     recipe: DeviceRecipe, workshop: Workshop, seen: Recognised, options: RunOptions
@@ -87,17 +85,9 @@ def _built(
 
     def make(folder: Path, partial: Path) -> None:
         del partial
-        tell = workshop.progress_of("engine", target.name)
-        tell(0.0, what)
-        told = replace(
-            request,
-            on_progress=lambda fraction, said: tell(fraction, f"{what}: {said}"),
-            builder=replace(
-                request.builder, timing_cache=workshop.cache.folder / _TIMING_FOLDER,
-                time_limit_s=options.time_limit_s,
-            ),
-        )  # fmt: skip
-        runtime.build(told, folder)
+        told = workshop.telling(request, what)
+        limited = replace(told.builder, time_limit_s=options.time_limit_s)
+        runtime.build(replace(told, builder=limited), folder)
 
     facts = {k: v for k, v in facts_here().items() if k not in ("power_mode", "cores")}
     key = key_of(

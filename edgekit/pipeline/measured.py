@@ -32,7 +32,7 @@ from edgekit.pipeline.candidates import (
 )
 from edgekit.pipeline.chosen import MOST_RUNS, Grounds, judge, undecided
 from edgekit.pipeline.past import Past, past_of
-from edgekit.pipeline.publish import limits_of, publish
+from edgekit.pipeline.publish import limits_of, publish, result_of
 from edgekit.pipeline.result import Facts, StepEvent, TargetResult
 from edgekit.pipeline.workshop import Workshop
 from edgekit.recipe import Recipe
@@ -94,23 +94,11 @@ def finish_here(  # noqa: PLR0913, PLR0917
     notes = [resolved.note, judged.why, *_emulation_notes(cache, candidates, reports)]
     notes += [f"measured {'earlier, ' if reused else ''}{_ago(age)}"]
     notes += _doubts(bench.measured)
-    result = TargetResult(
-        target=target.name,
-        title=target.title,
-        metric_name=project.metric.name,
-        precision=chosen.precision,
-        before=before,
-        after=arms[chosen.precision],
-        arms=(before, *arms.values()),
-        verdict=decision.verdict,
-        checks=decision.checks,
-        because=decision.because,
-        notes=tuple(note for note in notes if note),
-        folder=str(project.place / target.name),
-        files=(),
-        measured_age_s=age,
+    result = result_of(
+        project, target, decision, notes, precision=chosen.precision, before=before,
+        after=arms[chosen.precision], arms=(before, *arms.values()), measured_age_s=age,
         blame={c.precision: stages_of(cache, c.blame) for c in candidates},
-    )
+    )  # fmt: skip
     contents = {
         ENGINE_FOLDER: cache.entry(chosen.engine),
         steps.MODEL_FILE: chosen.source.path,

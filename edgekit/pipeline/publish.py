@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from edgekit import files, gate
 from edgekit.engines.base import Engine
 from edgekit.models.cost import Cost
 from edgekit.pipeline import steps
+from edgekit.pipeline.blame import Stage
 from edgekit.pipeline.cache import write_json
 from edgekit.pipeline.candidates import Chain, Project
 from edgekit.pipeline.gating import EVIDENCE_FILE, evidence_document
 from edgekit.pipeline.result import Facts, TargetResult
 from edgekit.recipe import Recipe
-from edgekit.targets import Precision
+from edgekit.targets import Precision, Target
 from edgekit.values import Figure, Unknown
 from edgekit.verify import VerifyReport
 
@@ -101,6 +102,31 @@ def graph_facts(what: str, file_bytes: int, metric: float, costs: Cost) -> Facts
         p99_ms=NOT_HERE,
         memory_bytes=NOT_HERE,
         memory_is="on the device",
+    )
+
+
+def result_of(  # noqa: PLR0913  every part is somebody else's
+    project: Project, target: Target, decision: gate.Decision, notes: Iterable[str], *,
+    precision: Precision, before: Facts, after: Facts, blame: Mapping[str, tuple[Stage, ...]],
+    arms: tuple[Facts, ...] = (), measured_age_s: Figure = NOT_HERE,
+) -> TargetResult:  # fmt: skip
+    """What a build made for a target, as its gate decided; `publish` fills in the files."""
+    return TargetResult(
+        target=target.name,
+        title=target.title,
+        metric_name=project.metric.name,
+        precision=precision,
+        before=before,
+        after=after,
+        arms=arms,
+        verdict=decision.verdict,
+        checks=decision.checks,
+        because=decision.because,
+        notes=tuple(note for note in notes if note),
+        folder=str(project.place / target.name),
+        files=(),
+        measured_age_s=measured_age_s,
+        blame=blame,
     )
 
 

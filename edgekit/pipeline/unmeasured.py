@@ -24,6 +24,7 @@ from edgekit.pipeline.publish import (
     engine_estimates,
     limits_of,
     publish,
+    result_of,
 )
 from edgekit.pipeline.result import Facts, TargetResult
 from edgekit.targets import ResolvedTarget
@@ -59,24 +60,14 @@ def finish_elsewhere(
         f"not measured here: {target.title} is not this machine",
         *(f"the engine: {note}" for note in engine.notes),
     ]
-    result = TargetResult(
-        target=target.name,
-        title=target.title,
-        metric_name=project.metric.name,
-        precision=candidate.precision,
+    result = result_of(
+        project, target, decision, notes, precision=candidate.precision,
         before=_planned_facts("original", original, report.before, total_cost(project.model)),
         after=_planned_facts(
             candidate.precision, engine, report.after, total_cost(chain.compressed.load())
         ),
-        verdict=decision.verdict,
-        checks=decision.checks,
-        because=decision.because,
-        notes=tuple(note for note in notes if note),
-        folder=str(project.place / target.name),
-        files=(),
-        measured_age_s=NOT_HERE,
         blame={candidate.precision: stages_of(cache, candidate.blame)},
-    )
+    )  # fmt: skip
     contents = {
         ENGINE_FOLDER: cache.entry(candidate.engine),
         steps.MODEL_FILE: candidate.source.path,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edgekit.engines.base import EngineRequest
 from edgekit.errors import InputError
 from edgekit.pipeline.cache import Cache, Step
 from edgekit.pipeline.result import OnEvent, StepEvent, StepRecord
 
 OnFraction = Callable[[float, str], None]
 Describe = Callable[[Path], str]
+
+TIMING_FOLDER = "timing"
+"""In the cache's folder: TensorRT's timing caches."""
 
 
 @dataclass
@@ -35,6 +39,16 @@ class Workshop:
             )
 
         return on_fraction
+
+    def telling(self, request: EngineRequest, what: str) -> EngineRequest:
+        """The request of an engine that says how far it is, and shares the timing cache."""
+        tell = self.progress_of("engine", request.target.name)
+        tell(0.0, what)
+        return replace(
+            request,
+            on_progress=lambda fraction, said: tell(fraction, f"{what}: {said}"),
+            builder=replace(request.builder, timing_cache=self.cache.folder / TIMING_FOLDER),
+        )
 
     def do(self, step: Step, *, target: str = "", describe: Describe = lambda folder: "") -> None:
         """Makes the step unless it is made; the same step twice in a build is one.
